@@ -111,9 +111,10 @@ class Draft:
     def from_toml(cls, text: str) -> "Draft":
         """Raises ManifestError with line, key or value, and the remedy."""
         try:
-            return cls.from_tree(tomllib.loads(text))
-        except tomllib.TOMLDecodeError as error:
+            document = tomllib.loads(text)
+        except (ValueError, RecursionError) as error:  # numbers of thousands of digits and deep nesting among them
             raise ManifestError(f"not valid TOML: {error}.") from error
+        return cls.from_tree(document)
 
     @classmethod
     def from_tree(cls, document: Any) -> "Draft":
@@ -123,6 +124,12 @@ class Draft:
 
     def check(self) -> None:
         """Bounds that span several settings. Raises ManifestError."""
+        try:
+            size = len(canonical.encode(settings.tree(self)))
+        except (TypeError, ValueError, OverflowError, RecursionError) as error:  # `model.config` is free in form
+            raise ManifestError(f"`model.config` holds a value that a manifest cannot carry: {error}.") from error
+        if size > MANIFEST_LIMIT - 4096:  # room for genesis and the signature
+            raise ManifestError(f"these settings take {size} bytes, at most {MANIFEST_LIMIT - 4096} are allowed.")
         owner = _peer(self.run.owner, "run.owner")
         voters = [_peer(text, f"run.electorate[{i}]") for i, text in enumerate(self.run.electorate)] or [owner]
         if len(voters) > MAX_ELECTORATE:

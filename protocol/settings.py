@@ -85,7 +85,7 @@ def _value(hint: Any, value: Any, path: str, bounds: Mapping[str, Any]) -> Any:
 
 def _scalar(hint: Any, value: Any, path: str, bounds: Mapping[str, Any]) -> Any:
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        value = float(value) if abs(value) < 1 << 1023 else math.inf
     if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
         raise ManifestError(f"`{path}` must be {_kind(hint)}, not {_shown(value)}.")
     if isinstance(value, float) and not math.isfinite(value):

@@ -24,7 +24,8 @@ class TransportError(AtollError):
 
 class Stream(Protocol):
     """An ordered, reliable byte stream. Rule of the wire: everything is length-prefixed; the last reader closes first,
-    the last writer awaits EOF (`wait_eof`) before `close()`, or the tail may be lost on QUIC."""
+    the last writer awaits EOF (`wait_eof`) before `close()`, or the tail may be lost on QUIC.
+    """
 
     remote: PeerId
 

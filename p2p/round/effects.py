@@ -1,0 +1,99 @@
+"""What the round asks of its driver, and nothing else: the service carries effects out for real, a simulator in virtual time.
+
+Effects are carried out in the order given; a `Save` is durable before anything after it begins.
+"""
+
+from dataclasses import dataclass
+
+from atoll.protocol.certificate import Certificate, Value
+from atoll.protocol.digest import Digest
+from atoll.protocol.identity import PeerId
+from atoll.protocol.messages import Blob, BlobKind, Message
+
+
+@dataclass(frozen=True)
+class Send:
+    """A message to one peer; may be lost."""
+
+    to: PeerId
+    message: Message
+
+
+@dataclass(frozen=True)
+class SendBlob:
+    """Stored bytes to one peer, behind this header; queued by reference, so that memory stays bounded."""
+
+    to: PeerId
+    blob: Blob
+
+
+@dataclass(frozen=True)
+class Save:
+    """Make `results` (blobs) durable, then what this peer promised and accepted under `parent`."""
+
+    parent: Digest
+    promised: int
+    accepted: tuple[int, Value] | None
+    results: tuple[Digest, ...] = ()
+
+
+@dataclass(frozen=True)
+class Freeze:
+    """The round closes: get the trainer's contribution under `parent` at its next step boundary."""
+
+    parent: Digest
+
+
+@dataclass(frozen=True)
+class Source:
+    """One contribution's part, as the reducer needs it."""
+
+    peer: PeerId
+    root: Digest
+    weight: int
+    digest: Digest
+
+
+@dataclass(frozen=True)
+class Reduce:
+    """Decode `sources` (ascending peer order), average, re-encode, store; answered by `Round.reduced`."""
+
+    parent: Digest
+    part: int
+    sources: tuple[Source, ...]
+
+
+@dataclass(frozen=True)
+class Step:
+    """Compute the next state's chunks of `part` from a stored result and hash them; answered by `Round.stepped`."""
+
+    parent: Digest
+    part: int
+    result: Digest
+
+
+@dataclass(frozen=True)
+class Commit:
+    """Take the outer step for good and append the certificate; answered by `Round.committed`."""
+
+    certificate: Certificate
+
+
+@dataclass(frozen=True)
+class Note:
+    """Something that people and logs should know; `code` is its stable name."""
+
+    code: str
+    message: str
+    peer: PeerId | None = None
+
+
+@dataclass(frozen=True)
+class Discard:
+    """Blobs of this kind that belong to `parent` are no longer needed."""
+
+    content: BlobKind
+    parent: Digest
+
+
+Effect = Send | SendBlob | Save | Freeze | Reduce | Step | Commit | Note | Discard

@@ -1,0 +1,71 @@
+"""Who is there, who is gone, and when something is due. Local monotonic seconds only; no two clocks are ever compared.
+
+A peer lives while it makes progress: any message or bytes within `gone_after_s`. A closed stream is only a hint that
+shortens the wait. Peers that have not been heard of since this peer started are awaited a little longer.
+"""
+
+from dataclasses import dataclass
+
+from atoll.protocol.identity import PeerId
+from atoll.protocol.manifest import ExchangeSettings
+from atoll.protocol.messages import Ready
+
+HINT_S = 1.5
+NEWCOMER_FACTOR = 3.0
+
+
+@dataclass
+class Presence:
+    """What is known of one other peer."""
+
+    ready: Ready | None = None
+    heard_at: float = 0.0
+    gone_at: float = 0.0      # silent until then, it counts as gone
+    left: bool = False
+
+
+class Pace:
+    def __init__(self, settings: ExchangeSettings, now: float) -> None:
+        self.settings = settings
+        self.started_at = now
+        self.peers: dict[PeerId, Presence] = {}
+        self.next_heartbeat = now
+
+    def heard(self, peer: PeerId, now: float, ready: Ready | None = None) -> bool:
+        """Note a sign of life; True if the peer was unknown or counted as gone."""
+        news = not self.present(peer, now)
+        presence = self.peers.setdefault(peer, Presence())
+        presence.heard_at, presence.gone_at = now, now + self.settings.gone_after_s
+        if ready is not None:
+            presence.ready, presence.left = ready, ready.leaving
+        return news
+
+    def disconnected(self, peer: PeerId, now: float) -> None:
+        """A stream from `peer` closed: if it lives it will be back within moments."""
+        presence = self.peers.get(peer)
+        if presence is not None:
+            presence.gone_at = min(presence.gone_at, now + min(HINT_S, self.settings.gone_after_s))
+
+    def present(self, peer: PeerId, now: float) -> bool:
+        presence = self.peers.get(peer)
+        return presence is not None and not presence.left and now < presence.gone_at
+
+    def ready(self, peer: PeerId, now: float) -> Ready | None:
+        """The last READY of a peer that is present."""
+        presence = self.peers.get(peer)
+        return presence.ready if presence is not None and self.present(peer, now) else None
+
+    def awaited(self, peer: PeerId, now: float) -> bool:
+        """Worth waiting for: present, or not heard of yet and this peer has only just started."""
+        if peer in self.peers:
+            return self.present(peer, now)
+        return now < self.started_at + NEWCOMER_FACTOR * self.settings.gone_after_s
+
+    def alive(self, now: float) -> list[PeerId]:
+        return sorted(peer for peer in self.peers if self.present(peer, now))
+
+    def next_change(self, now: float) -> float:
+        """When presence may change next without an event: the earliest expiry ahead, or the next heartbeat."""
+        ends = [p.gone_at for p in self.peers.values() if p.gone_at > now]
+        newcomers = self.started_at + NEWCOMER_FACTOR * self.settings.gone_after_s
+        return min([self.next_heartbeat, *ends, *([newcomers] if newcomers > now else [])])

@@ -1,0 +1,270 @@
+"""The nine messages of the round: READY START BLOB GET PREPARE PROMISE PROPOSE VOTE CERT.
+
+All but BLOB and GET travel in a signed envelope that binds them to the run and to their sender; BLOB and GET are
+content-addressed and need no belief. Decoding checks every bound before it builds anything. What a message *does*
+stands in `atoll.p2p.round`.
+"""
+
+import enum
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from atoll.protocol import canonical
+from atoll.protocol.certificate import (
+    JOURNAL_BYTES, MAX_BALLOT, MAX_PARTS, VALUE_LIMIT, Certificate, Value, Vote, count, digest, fields, octets, rows,
+)
+from atoll.protocol.digest import Digest
+from atoll.protocol.errors import MalformedError
+from atoll.protocol.identity import SIGNATURE_BYTES, Identity, PeerId, check_peer_id, verify
+from atoll.protocol.manifest import MAX_CONTRIBUTORS
+
+MESSAGE_LIMIT = VALUE_LIMIT + (1 << 16)
+MAX_MILLISECONDS = 1 << 40
+
+
+@dataclass(frozen=True)
+class Ready:
+    """Periodic signed status: heartbeat, progress, announcement of a contribution, and goodbye (`leaving`)."""
+
+    kind: ClassVar[int] = 1
+    tip: Digest              # the certificate whose state the sender holds
+    round: int
+    phase: str               # for people
+    inner_step: int
+    trains: bool             # a trainer is running behind this peer
+    leaving: bool
+    rate_bps: int            # measured upload, bytes per second; 0 when not measured yet
+    journal: bytes
+    root: Digest | None      # the sender's contribution under `tip`, once it is fixed
+    tokens: int
+
+    def tree(self) -> list[Any]:
+        return [self.tip, self.round, self.phase, self.inner_step, self.trains, self.leaving, self.rate_bps,
+                self.journal, self.root, self.tokens]
+
+    @classmethod
+    def from_tree(cls, tree: Any) -> "Ready":
+        tip, number, phase, step, trains, leaving, rate, journal, root, tokens = fields(tree, 10)
+        if not isinstance(phase, str) or len(phase) > 16 or not isinstance(trains, bool) or not isinstance(leaving, bool):
+            raise MalformedError("READY with a field of the wrong type")
+        return cls(digest(tip), count(number), phase, count(step), trains, leaving, count(rate), octets(journal, JOURNAL_BYTES),
+                   None if root is None else digest(root), count(tokens))
+
+
+@dataclass(frozen=True)
+class Start:
+    """The leader of `ballot` closes the round: who is expected, who reduces which parts, how long to wait.
+
+    Only schedules work. `owners` is run-length coded: (index into members, number of consecutive parts).
+    A later `attempt` of the same ballot moves the parts of owners that went away.
+    """
+
+    kind: ClassVar[int] = 2
+    parent: Digest
+    ballot: int
+    attempt: int
+    members: tuple[PeerId, ...]
+    owners: tuple[tuple[int, int], ...]
+    grace_ms: int
+
+    def tree(self) -> list[Any]:
+        return [self.parent, self.ballot, self.attempt, list(self.members), [list(run) for run in self.owners], self.grace_ms]
+
+    @classmethod
+    def from_tree(cls, tree: Any) -> "Start":
+        parent, ballot, attempt, members, owners, grace = fields(tree, 6)
+        if not isinstance(members, tuple) or not 1 <= len(members) <= MAX_CONTRIBUTORS:
+            raise MalformedError("START without members, or with too many")
+        names = tuple(check_peer_id(m) for m in members)
+        if list(names) != sorted(set(names)):
+            raise MalformedError("START's members are not in ascending peer order, each once")
+        runs = tuple((count(i, len(names) - 1), count(n, MAX_PARTS)) for i, n in rows(owners, 2, MAX_PARTS))
+        return cls(digest(parent), count(ballot, MAX_BALLOT), count(attempt, MAX_BALLOT), names, runs, count(grace, MAX_MILLISECONDS))
+
+    def owner_of(self, parts: int) -> tuple[PeerId, ...]:
+        """Owner of each part. Raises MalformedError unless the runs cover exactly `parts` parts."""
+        if sum(length for _, length in self.owners) != parts:
+            raise MalformedError(f"START assigns {sum(n for _, n in self.owners)} parts, the run has {parts}")
+        return tuple(self.members[index] for index, length in self.owners for _ in range(length))
+
+
+class BlobKind(enum.IntEnum):
+    MANIFEST = 1    # under the run_id
+    TOKENIZER = 2
+    CHUNKS = 3      # list of an outer state's chunk digests, under its state digest
+    CHUNK = 4       # one chunk of an outer state
+    LEAVES = 5      # list of a contribution's part digests, under its root
+    PART = 6        # one part of a contribution
+    RESULT = 7      # the average of one part
+
+
+@dataclass(frozen=True)
+class Blob:
+    """Header of content-addressed bytes; the payload follows on the wire. `size` is None when a GET finds nothing."""
+
+    kind: ClassVar[int] = 3
+    content: BlobKind
+    digest: Digest
+    size: int | None
+    parent: Digest | None = None     # PART, LEAVES, RESULT: the round it belongs to
+    peer: PeerId | None = None       # PART, LEAVES: whose contribution
+    root: Digest | None = None       # PART: of that contribution
+    part: int = 0                    # PART, RESULT
+    roots: tuple[Digest, ...] = ()   # RESULT: the contributions in it, in ascending peer order
+    wanted: bool = False             # an answer to GET
+
+    def tree(self) -> list[Any]:
+        return [int(self.content), self.digest, self.size, self.parent, self.peer, self.root, self.part,
+                list(self.roots), self.wanted]
+
+    @classmethod
+    def from_tree(cls, tree: Any) -> "Blob":
+        content, name, size, parent, peer, root, part, roots, wanted = fields(tree, 9)
+        if content not in BlobKind._value2member_map_ or not isinstance(roots, tuple) or len(roots) > MAX_CONTRIBUTORS or not isinstance(wanted, bool):
+            raise MalformedError("BLOB with a field of the wrong type")
+        return cls(BlobKind(content), digest(name), None if size is None else count(size), None if parent is None else digest(parent),
+                   None if peer is None else check_peer_id(peer), None if root is None else digest(root), count(part, MAX_PARTS),
+                   tuple(digest(r) for r in roots), wanted)
+
+
+@dataclass(frozen=True)
+class Get:
+    kind: ClassVar[int] = 4
+    content: BlobKind
+    digest: Digest
+
+    def tree(self) -> list[Any]:
+        return [int(self.content), self.digest]
+
+    @classmethod
+    def from_tree(cls, tree: Any) -> "Get":
+        content, name = fields(tree, 2)
+        if content not in BlobKind._value2member_map_:
+            raise MalformedError("GET of an unknown kind of blob")
+        return cls(BlobKind(content), digest(name))
+
+
+@dataclass(frozen=True)
+class Prepare:
+    kind: ClassVar[int] = 5
+    parent: Digest
+    ballot: int
+
+    def tree(self) -> list[Any]:
+        return [self.parent, self.ballot]
+
+    @classmethod
+    def from_tree(cls, tree: Any) -> "Prepare":
+        parent, ballot = fields(tree, 2)
+        return cls(digest(parent), count(ballot, MAX_BALLOT))
+
+
+@dataclass(frozen=True)
+class Promise:
+    """The sender votes in no ballot below `ballot`; `accepted` is what it accepted in the highest ballot so far."""
+
+    kind: ClassVar[int] = 6
+    parent: Digest
+    ballot: int
+    journal: bytes
+    accepted: tuple[int, Value] | None
+
+    def tree(self) -> list[Any]:
+        return [self.parent, self.ballot, self.journal, None if self.accepted is None else [self.accepted[0], self.accepted[1].tree()]]
+
+    @classmethod
+    def from_tree(cls, tree: Any) -> "Promise":
+        parent, ballot, journal, accepted = fields(tree, 4)
+        if accepted is not None:
+            number, value = fields(accepted, 2)
+            accepted = count(number, MAX_BALLOT), Value.from_tree(value)
+            if accepted[1].parent != parent or accepted[0] >= count(ballot, MAX_BALLOT):
+                raise MalformedError("PROMISE with a value of another parent, or of a ballot that is not below its own")
+        return cls(digest(parent), count(ballot, MAX_BALLOT), octets(journal, JOURNAL_BYTES), accepted)
+
+
+@dataclass(frozen=True)
+class Propose:
+    kind: ClassVar[int] = 7
+    ballot: int
+    value: Value
+
+    @property
+    def parent(self) -> Digest:
+        return self.value.parent
+
+    def tree(self) -> list[Any]:
+        return [self.ballot, self.value.tree()]
+
+    @classmethod
+    def from_tree(cls, tree: Any) -> "Propose":
+        ballot, value = fields(tree, 2)
+        return cls(count(ballot, MAX_BALLOT), Value.from_tree(value))
+
+
+@dataclass(frozen=True)
+class Voted:
+    """The message VOTE: a vote, with the signature that goes into the certificate."""
+
+    kind: ClassVar[int] = 8
+    vote: Vote
+
+    @property
+    def parent(self) -> Digest:
+        return self.vote.parent
+
+    def tree(self) -> list[Any]:
+        v = self.vote
+        return [v.parent, v.ballot, v.certificate, v.peer, v.journal, v.signature]
+
+    @classmethod
+    def from_tree(cls, tree: Any) -> "Voted":
+        parent, ballot, certificate, peer, journal, signature = fields(tree, 6)
+        return cls(Vote(digest(parent), count(ballot, MAX_BALLOT), digest(certificate), check_peer_id(peer),
+                        octets(journal, JOURNAL_BYTES), octets(signature, SIGNATURE_BYTES)))
+
+
+@dataclass(frozen=True)
+class Cert:
+    """Answers any message whose parent has a certified child whose state the sender holds."""
+
+    kind: ClassVar[int] = 9
+    certificate: Certificate
+
+    def tree(self) -> list[Any]:
+        return self.certificate.tree()
+
+    @classmethod
+    def from_tree(cls, tree: Any) -> "Cert":
+        return cls(Certificate.from_tree(tree))
+
+
+Message = Ready | Start | Blob | Get | Prepare | Promise | Propose | Voted | Cert
+_KINDS: dict[int, Any] = {c.kind: c for c in (Ready, Start, Blob, Get, Prepare, Promise, Propose, Voted, Cert)}
+_UNSIGNED = (Blob, Get)
+
+
+def seal(message: Message, run_id: Digest, identity: Identity) -> bytes:
+    """The bytes of a message; signed in the sender's name, bound to the run, unless it is content-addressed."""
+    body = canonical.encode(message.tree())
+    if isinstance(message, _UNSIGNED):
+        return canonical.encode([message.kind, body, b""])
+    return canonical.encode([message.kind, body, identity.sign("message", _payload(run_id, message.kind, body))])
+
+
+def unseal(data: bytes, run_id: Digest, sender: PeerId) -> Message:
+    """The message that `sender` sealed for this run. Raises MalformedError or SignatureError."""
+    kind, body, signature = fields(canonical.decode(data, limit=MESSAGE_LIMIT), 3)
+    shape = _KINDS.get(kind) if isinstance(kind, int) else None
+    if shape is None or not isinstance(body, bytes) or not isinstance(signature, bytes):
+        raise MalformedError("not one of the nine messages")
+    if shape not in _UNSIGNED:
+        verify(sender, "message", _payload(run_id, kind, body), signature)
+    message: Message = shape.from_tree(canonical.decode(body, limit=MESSAGE_LIMIT))
+    if isinstance(message, Voted) and message.vote.peer != sender:
+        raise MalformedError("VOTE in another peer's name")
+    return message
+
+
+def _payload(run_id: Digest, kind: int, body: bytes) -> bytes:
+    return run_id + bytes([kind]) + body
