@@ -72,6 +72,10 @@ class Links:
         """Queue a stored blob behind its header."""
         self._channel(peer, BULK).push(blob)
 
+    async def flush(self) -> None:
+        """Wait until every queue is empty."""
+        await asyncio.gather(*(outbound.emptied.wait() for outbound in self._outbound.values()))
+
     def _channel(self, peer: PeerId, protocol: str) -> "_Outbound":
         outbound = self._outbound.get((peer, protocol))
         if outbound is None:
@@ -198,23 +202,25 @@ class _Outbound:
 
     def __init__(self) -> None:
         self.queue: deque[bytes | Blob] = deque(maxlen=QUEUE_LIMIT)
-        self.filled = asyncio.Event()
+        self.filled, self.emptied = asyncio.Event(), asyncio.Event()
         self.task: asyncio.Task[None]
 
     def push(self, item: bytes | Blob) -> None:
         self.queue.append(item)
         self.filled.set()
+        self.emptied.clear()
 
     async def pop(self) -> bytes | Blob:
         await self.filled.wait()
         item = self.queue.popleft()
         if not self.queue:
-            self.filled.clear()
+            self.clear()
         return item
 
     def clear(self) -> None:
         self.queue.clear()
         self.filled.clear()
+        self.emptied.set()
 
 
 class _Budget:

@@ -71,11 +71,14 @@ class RunStore:
 
     def append(self, entry: LogEntry) -> None:
         """Add an entry durably."""
-        body = canonical.encode([entry.certificate.tree(), entry.seconds, entry.bytes_up, entry.bytes_down])
         with (self.folder / "log").open("ab") as file:
-            file.write(len(body).to_bytes(_LENGTH, "little") + content_digest(body)[:_CHECK] + body)
+            file.write(_frame(entry))
             file.flush()
             os.fsync(file.fileno())
+
+    def rewrite(self, entries: list[LogEntry]) -> None:
+        """Replace the log by a prefix of itself, durably."""
+        _replace(self.folder / "log", b"".join(map(_frame, entries)))
 
     # Promises and votes: durable before they leave.
 
@@ -173,6 +176,11 @@ def _read_log(path: Path) -> tuple[list[LogEntry], int]:
         entries.append(LogEntry(Certificate.from_tree(tree), seconds, up, down))
         end = start + size
     return entries, end
+
+
+def _frame(entry: LogEntry) -> bytes:
+    body = canonical.encode([entry.certificate.tree(), float(entry.seconds), entry.bytes_up, entry.bytes_down])
+    return len(body).to_bytes(_LENGTH, "little") + content_digest(body)[:_CHECK] + body
 
 
 def _checked(body: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""Records: the small signed entries that peers leave in the DHT, where anybody may write and anybody is believed by nobody.
+"""Records: the small signed entries that peers leave in the DHT, where anybody may write and nobody is believed.
 
 A `PeerRecord` says "I am this peer, in this run, reachable there, until then". It is sealed in an Ed25519 envelope of
 the domain `record` and lives under (`record_key(run_id)`, `peer_name(peer_id)`): key and subkey follow from what was
@@ -98,7 +98,7 @@ def open_record(
 
 
 def _read(tree: Any) -> PeerRecord:
-    if not (isinstance(tree, tuple) and len(tree) == 7 and tree[0] == _VERSION and isinstance(tree[0], int)):
+    if not (isinstance(tree, tuple) and len(tree) == 7 and type(tree[0]) is int and tree[0] == _VERSION):
         raise MalformedError("not a peer record of this version")
     _, peer_id, run_id, addresses, trains, sequence, expires_s = tree
     if not isinstance(addresses, tuple):
@@ -114,7 +114,8 @@ def _check_bounds(record: PeerRecord) -> None:
         raise MalformedError(f"a peer record with {len(record.addresses)} addresses where {MAX_ADDRESSES} are allowed")
     for address in record.addresses:
         # Printable first: a lone surrogate is not, and would not encode.
-        if not isinstance(address, str) or not address.isprintable() or not 0 < len(address.encode()) <= MAX_ADDRESS_BYTES:
+        printable = isinstance(address, str) and address.isprintable()
+        if not printable or not 0 < len(address.encode()) <= MAX_ADDRESS_BYTES:
             raise MalformedError(f"a peer record with an address that is no text of 1 to {MAX_ADDRESS_BYTES} bytes")
     if not isinstance(record.trains, bool):
         raise MalformedError("a peer record whose `trains` is neither true nor false")

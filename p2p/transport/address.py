@@ -120,4 +120,5 @@ def _read_peers(text: str, rest: list[str]) -> tuple[list[PeerId], bool]:
 
 def _malformed(text: str, reason: str) -> TransportError:
     shown = text if len(text) <= 120 else text[:117] + "…"
-    return TransportError(f"{shown!r} is not an address of a peer: {reason}. It looks like {EXAMPLE}", "malformed_address")
+    sentence = f"{shown!r} is not an address of a peer: {reason}. It looks like {EXAMPLE}"
+    return TransportError(sentence, "malformed_address")

@@ -1,4 +1,4 @@
-"""Keeps this peer joined to the network: dials the peers it was told of until they answer, and again when they are lost.
+"""Keeps this peer joined to the network: dials the peers it was told of until they answer, and again when one is lost.
 
 Each initial peer has a task of its own with a back-off, so that one that cannot be reached delays nobody, and joining
 goes on by itself once the fault is lifted. What is wrong at present is in `problems`, a sentence per peer.
@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 
 
 def group(texts: Sequence[str], *, own: PeerId) -> dict[PeerId, list[Address]]:
-    """Addresses by peer, this peer itself left out (a home remembers it too). Raises TransportError if one is malformed."""
+    """Addresses by peer, without this peer itself (a home remembers it too). Raises TransportError."""
     peers: dict[PeerId, list[Address]] = {}
     for text in texts:
         address = parse_address(text, need_peer=True)

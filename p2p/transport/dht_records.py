@@ -15,7 +15,7 @@ from atoll.p2p.transport import clock
 from atoll.p2p.transport.torchless import Hivemind
 from atoll.protocol import canonical
 from atoll.protocol.errors import AtollError, MalformedError
-from atoll.protocol.records import RECORD_LIMIT, PeerRecord, open_record, record_key
+from atoll.protocol.records import RECORD_LIMIT, PeerRecord, open_record
 
 MAX_RECORDS = 8192
 """Records that a node holds for others, in all (at most 32 MiB)."""
@@ -30,7 +30,7 @@ def check_entry(key: str, subkey: str, value: bytes, now_s: float) -> PeerRecord
     """The record in an entry that is valid under exactly this key and subkey. Raises MalformedError, SignatureError."""
     record = open_record(value, subkey=subkey, now_s=now_s)
     if record.key != key:
-        raise MalformedError(f"a record of the run {record.run_id.hex()[:16]} belongs under {record.key}, not {key[:100]!r}")
+        raise MalformedError(f"a record of run {record.run_id.hex()[:16]} belongs to {record.key}, not {key[:99]!r}")
     return record
 
 
@@ -58,7 +58,7 @@ def make_validator(hivemind: Hivemind) -> Any:
 
 
 def make_storage(hivemind: Hivemind) -> Any:
-    """hivemind's local storage with a bound on the number of records."""
+    """Hivemind's local storage with a bound on the number of records."""
 
     class BoundedStorage(hivemind.LocalStorage):  # type: ignore[misc, name-defined]
         def store_subkey(self, key: Any, subkey: Any, value: bytes, expiration_time: float) -> bool:
@@ -76,18 +76,19 @@ def dht_key(hivemind: Hivemind, key: str) -> Any:
     return hivemind.DHTID.generate(source=key)
 
 
-async def collect(hivemind: Hivemind, node: Any, key: str) -> dict[str, bytes]:
+async def collect(node: Any, hivemind: Hivemind, key: str) -> dict[str, bytes]:
     """All live, valid records under `key` that this node and the ones nearest to the key hold, newest per peer."""
     key_id = dht_key(hivemind, key)
     nearest = await node.find_nearest_nodes([key_id], k_nearest=LOOKUP_NODES, exclude_self=True)
     answers = await asyncio.gather(*(node.protocol.call_find(peer, [key_id]) for peer in nearest[key_id].values()))
     held = [answer[key_id][0] for answer in answers if answer and key_id in answer]
-    return merge(key, (entry for item in [node.protocol.storage.get(key_id), *held] for entry in _entries(hivemind, item)))
+    held.append(node.protocol.storage.get(key_id))
+    found = (entry for item in held for entry in _entries(hivemind, item))
+    return merge(key, found, clock.network_time_s())
 
 
-def merge(key: str, entries: Iterable[tuple[Any, Any]]) -> dict[str, bytes]:
+def merge(key: str, entries: Iterable[tuple[Any, Any]], now_s: float) -> dict[str, bytes]:
     """The valid ones among (subkey, sealed record), the highest sequence number per subkey."""
-    now_s = clock.network_time_s()
     best: dict[str, tuple[int, bytes]] = {}
     for subkey, value in entries:
         try:
@@ -115,5 +116,3 @@ def _entries(hivemind: Hivemind, item: Any) -> list[tuple[str, bytes]]:
             found.append((subkey, value))
     return found
 
-
-__all__ = ["LOOKUP_NODES", "MAX_RECORDS", "check_entry", "collect", "dht_key", "make_storage", "make_validator", "merge", "record_key"]

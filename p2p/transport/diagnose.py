@@ -11,6 +11,7 @@ read from p2pd's own words. Called by the hivemind transport before it dials.
     unresolved         the name has no address
     no_route           this machine has no way there, e.g. IPv6 only and an IPv4 address
     wrong_peer_id      another peer listens there
+    not_a_peer         something else than a peer listens there
     port_taken         (own address) another program listens on the port
     bad_listen_address (own address) not an address of this machine, or not allowed
     malformed_address  not a multiaddr
@@ -33,7 +34,7 @@ from atoll.protocol.identity import peer_name
 RESOLVE_TIMEOUT_S = 4.0
 CONNECT_TIMEOUT_S = 4.0
 _MAX_TARGETS = 4
-_NO_ROUTE = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.ENETDOWN}
+_NO_ROUTE = {errno.ENETUNREACH, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.ENETDOWN}
 _FAMILY = {"IPv4": socket.AF_INET, "IPv6": socket.AF_INET6, "IP": socket.AF_UNSPEC}
 _MISMATCH = re.compile(r"peer id mismatch: expected \w+, but remote key matches (\w+)")
 
@@ -70,17 +71,23 @@ def explain_os_error(error: OSError, address: Address, target: str, phase: str) 
         return TransportError(
             f"{phase}: {where} refuses the connection ({how}): no peer listens there. "
             f"Start it, or correct the address {address.text}", "refused")
+    other = "IPv4" if family == "IPv6" else "IPv6"
+    if error.errno == errno.EHOSTUNREACH:  # a router, or the last network before it, says so
+        return TransportError(
+            f"{phase}: no {family} route leads to {where} ({how}: {os.strerror(error.errno)}): it is off, or this "
+            f"machine's network does not reach it. Check both, or use an {other} address instead of {address.text}",
+            "no_route")
     if error.errno in _NO_ROUTE:
-        other = "IPv4" if family == "IPv6" else "IPv6"
         return TransportError(
             f"{phase}: this machine has no {family} route to {where} ({how}: {os.strerror(error.errno or 0)}). "
             f"Connect it to an {family} network, or use an {other} address instead of {address.text}", "no_route")
     if isinstance(error, TimeoutError):  # also what the kernel says after its own patience (ETIMEDOUT)
         return TransportError(
-            f"{phase}: {where} does not answer within {CONNECT_TIMEOUT_S:.0f} s ({how}): packets are dropped on the way. "
+            f"{phase}: {where} does not answer within {CONNECT_TIMEOUT_S:.0f} s ({how}): packets are dropped. "
             f"Check that the machine is up and that firewalls let the port through: {address.text}", "timeout")
     return TransportError(
-        f"{phase}: cannot connect to {where} ({how}): {error.strerror or error}. Check the address {address.text}", "unreachable")
+        f"{phase}: cannot connect to {where} ({how}): {error.strerror or error}. Check {address.text}",
+        "unreachable")
 
 
 def explain_daemon_error(text: str, address: Address | None, phase: str) -> TransportError:
@@ -89,9 +96,14 @@ def explain_daemon_error(text: str, address: Address | None, phase: str) -> Tran
     if mismatch and address and address.peer:
         return TransportError(
             f"{phase}: another peer listens at {address.where} ({address.how}): it is {mismatch[1]}, not "
-            f"{peer_name(address.peer)}. Ask for a new invite, or correct the PeerID in {address.text}", "wrong_peer_id")
+            f"{peer_name(address.peer)}. Ask for a new invite, or correct the PeerID: {address.text}", "wrong_peer_id")
     if "dial to self" in text:
-        return TransportError(f"{phase}: {address.text if address else 'the address'} is this peer itself; name another one.", "self")
+        named = address.text if address else "that"
+        return TransportError(f"{phase}: {named} is this peer itself; name another one.", "self")
+    if "failed to negotiate security protocol" in text and address:
+        return TransportError(
+            f"{phase}: whatever listens at {address.where} ({address.how}) is no peer: it does not speak libp2p. "
+            f"Correct the address {address.text}", "not_a_peer")
     place = f"{address.text} ({address.how})" if address else "the peer"
     words = " ".join(text.removeprefix("Connect failed. msg=").split())
     return TransportError(f"{phase}: libp2p cannot reach {place}: {words[:300]}", "unreachable")
@@ -123,7 +135,8 @@ def _cannot_listen(error: OSError, address: Address) -> TransportError:
             f"Listening: port {address.port} on {address.host} ({address.how}) is taken by another program. "
             f"Stop that program or choose another port than in {address.text}", "port_taken")
     reason = os.strerror(error.errno) if error.errno else str(error)
-    remedy = "choose a port above 1023" if error.errno in (errno.EACCES, errno.EPERM) else "use an address of this machine"
+    denied = error.errno in (errno.EACCES, errno.EPERM)
+    remedy = "choose a port above 1023" if denied else "use an address of this machine"
     return TransportError(
         f"Listening: {address.host} port {address.port} ({address.how}) is not possible: {reason}; {remedy} "
         f"instead of {address.text}", "bad_listen_address")
@@ -150,7 +163,8 @@ async def _resolve(address: Address, phase: str) -> list[str]:
         result: list[str] = []
         failure: OSError | UnicodeError | None = None
         try:
-            infos: list[Any] = socket.getaddrinfo(address.host, address.port, _FAMILY[address.family], socket.SOCK_STREAM)
+            family = _FAMILY[address.family]
+            infos: list[Any] = socket.getaddrinfo(address.host, address.port, family, socket.SOCK_STREAM)
             result = list(dict.fromkeys(str(info[4][0]) for info in infos))
         except (OSError, UnicodeError) as error:
             failure = error
@@ -163,9 +177,8 @@ async def _resolve(address: Address, phase: str) -> list[str]:
             return await answer
     except (OSError, UnicodeError) as error:
         reason = f"no answer within {RESOLVE_TIMEOUT_S:.0f} s" if isinstance(error, TimeoutError) else _words(error)
-        family = "IP" if address.family == "IP" else address.family
         raise TransportError(
-            f"{phase}: the name {address.host} has no {family} address ({reason}). "
+            f"{phase}: the name {address.host} has no {address.family} address ({reason}). "
             f"Check its spelling and this machine's name server: {address.text}", "unresolved") from error
 
 

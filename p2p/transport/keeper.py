@@ -45,6 +45,11 @@ class DaemonKeeper:
         self.problem: TransportError | None = None
         self.visible: list[str] = []              # own multiaddrs, as of the last check
         self.seen: dict[PeerId, list[str]] = {}   # connected peers and the address of their end, as of the last check
+        self.seen_before_repair: dict[PeerId, list[str]] = {}
+
+    @property
+    def pid(self) -> int | None:
+        return self._daemon.pid if self._daemon is not None and self._ready.is_set() else None
 
     async def start(self, prepare: Callable[[Daemon], Awaitable[None]]) -> None:
         """Start the first p2pd. Raises TransportError."""
@@ -70,8 +75,9 @@ class DaemonKeeper:
             daemon = await self.live()
             reason = await self._failure(daemon, checked)
             self._ready.clear()
+            self.seen_before_repair = self.seen
             _log.warning("the libp2p daemon %s; replacing it under the same key and port", reason)
-            await daemon.stop()
+            await daemon.stop(kill=True)
             self._daemon = await self._relaunch(prepare)
             self.repairs += 1
             self.problem = None

@@ -117,46 +117,46 @@ class Daemon:
                 )
                 control = Control(hivemind, p2p._daemon_listen_maddr["unix"])  # noqa: SLF001
                 node = await _dht_node(hivemind, p2p, settings.peer_id, previous)
-            if p2p.peer_id.to_bytes() != settings.peer_id:
-                raise TransportError(
-                    f"the key file {settings.identity_file} is not this peer's key; restore the right one.", "bad_identity")
             started = True
         except (TimeoutError, OSError, ValueError, hivemind.DaemonError) as error:
-            words = f"it was not ready within {START_TIMEOUT_S:.0f} s" if isinstance(error, TimeoutError) else str(error)
+            late = f"it was not ready within {START_TIMEOUT_S:.0f} s"
+            words = late if isinstance(error, TimeoutError) else str(error)
             raise TransportError(f"Starting: the libp2p daemon did not start: {words}", "daemon_start") from error
         finally:
             if not started and p2p_class.newest is not None:
                 await _end(p2p_class.newest)
         return cls(hivemind, p2p, node, control)
 
-    async def stop(self) -> None:
-        """End p2pd for good, frozen or dead as it may be, and remove its sockets."""
+    async def stop(self, *, kill: bool = False) -> None:
+        """End p2pd for good, frozen or dead as it may be, and remove its sockets; `kill`: without asking first."""
         self.node.is_alive = False
         if self.node.cache_refresh_task is not None:
             self.node.cache_refresh_task.cancel()
-        await _end(self.p2p)
+        await _end(self.p2p, patience_s=0 if kill else _STOP_TIMEOUT_S)
 
 
 def check_socket_prefix(prefix: str) -> str:
     """The prefix as an absolute path that leaves room for a socket's name. Raises TransportError `socket_path`."""
-    path = os.path.abspath(prefix) + ("/" if prefix.endswith("/") else "")
+    path = os.path.abspath(prefix) + ("/" if prefix.endswith("/") else "")  # noqa: PTH100  # the prefix is no path yet
     if len(os.fsencode(path + _SOCKET_NAME)) > _MAX_SOCKET_PATH:
         raise TransportError(
             f"Starting: sockets under {path} would have paths of more than {_MAX_SOCKET_PATH} bytes, which the system "
             "does not allow: choose a shorter runtime folder.", "socket_path")
     folder = Path(path + "x").parent
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise TransportError(f"Starting: cannot create sockets in {folder}: make it a folder of your own.", "socket_path")
+        sentence = f"Starting: cannot create sockets in {folder}: make it a folder of your own."
+        raise TransportError(sentence, "socket_path")
     return path
 
 
 def remove_stale_sockets(prefix: str) -> int:
     """Remove sockets that a killed daemon left under `prefix` (the caller holds the home's lock); how many."""
     removed = 0
-    for path in glob.glob(glob.escape(prefix) + "p2p*-*.sock"):
+    folder, name = os.path.split(prefix)
+    for path in Path(folder).glob(glob.escape(name) + "p2p*-*.sock"):
         with contextlib.suppress(FileNotFoundError):
-            if stat.S_ISSOCK(os.lstat(path).st_mode):
-                os.unlink(path)
+            if stat.S_ISSOCK(path.lstat().st_mode):
+                path.unlink()
                 removed += 1
     return removed
 
@@ -186,13 +186,13 @@ async def _dht_node(hivemind: Hivemind, p2p: Any, peer_id: PeerId, previous: Dae
     return node
 
 
-async def _end(p2p: Any) -> None:
+async def _end(p2p: Any, patience_s: float = _STOP_TIMEOUT_S) -> None:
     """SIGTERM, then SIGKILL (a stopped process does not take the first), then the sockets that remain."""
     child = p2p._child  # noqa: SLF001
     p2p._terminate()  # noqa: SLF001  # everything of `shutdown` but its wait, which has no limit
     if child is not None:
         try:
-            async with asyncio.timeout(_STOP_TIMEOUT_S):
+            async with asyncio.timeout(patience_s):
                 await child.wait()
         except TimeoutError:
             with contextlib.suppress(ProcessLookupError):
@@ -202,4 +202,4 @@ async def _end(p2p: Any) -> None:
     for name in ("_daemon_listen_maddr", "_client_listen_maddr"):
         maddr = getattr(p2p, name, None)  # `create` may have failed before it named them
         if maddr is not None:
-            Path(maddr["unix"]).unlink(missing_ok=True)
+            Path(maddr["unix"]).unlink(missing_ok=True)  # noqa: ASYNC240  # one file, on a memory file system

@@ -30,11 +30,18 @@ class Stream(Protocol):
     remote: PeerId
 
     async def read_exactly(self, count: int, *, timeout_s: float) -> bytes:
-        """Exactly `count` bytes. Raises TransportError(code `closed`) on EOF before that, `stalled` after the timeout."""
+        """Exactly `count` bytes. Raises TransportError `closed` on EOF before that, `stalled` after the timeout.
+
+        The timeout is for the whole call. After either error the stream is closed: its position is undefined.
+        """
         ...
 
     async def write(self, data: bytes | memoryview, *, timeout_s: float) -> None:
-        """Write and wait for the kernel to take it. Raises TransportError (`closed`, `stalled`)."""
+        """Write and wait for the kernel to take it. Raises TransportError (`closed`, `stalled`).
+
+        The timeout is for the whole call. After either error, and after a cancellation, the stream is closed: half a
+        message may be on its way.
+        """
         ...
 
     async def wait_eof(self, *, timeout_s: float) -> None:
@@ -77,7 +84,11 @@ class Transport(Protocol):
 
 
 class RecordStore(Protocol):
-    """Signed records under (key, subkey). A subkey is the text of the PeerID that signed the record."""
+    """Signed records under (key, subkey): `protocol.records.record_key(run_id)` and the signer's name."""
+
+    def now_s(self) -> float:
+        """Unix time by which records are dated and judged: this machine's clock, shifted to its peers' if it is off."""
+        ...
 
     async def put(self, key: str, subkey: str, value: bytes, *, lifetime_s: float) -> bool:
         """Store; False when no node took it. An invalid record (see `protocol.records`) is refused here already."""

@@ -13,6 +13,7 @@ import sys
 import types
 from dataclasses import dataclass
 from functools import cache
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,8 @@ def load() -> Hivemind:
         _plant_packages()
     bindings = importlib.import_module("hivemind.p2p.p2p_daemon_bindings.utils")
     daemon = importlib.import_module("hivemind.p2p.p2p_daemon")
+    # The deprecated function that it uses would end in an error wherever warnings are errors.
+    daemon.path = lambda package, name: resources.as_file(resources.files(package) / name)  # type: ignore[attr-defined]
     daemon.loglevel = "ERROR"  # type: ignore[attr-defined]  # p2pd's own verbosity, unless GOLOG_LOG_LEVEL is set
     storage = importlib.import_module("hivemind.dht.storage")
     loaded = Hivemind(

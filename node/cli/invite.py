@@ -1,0 +1,22 @@
+"""`atoll invite`: the word with which others join the run, and nothing else."""
+
+import argparse
+
+from atoll.node import terminal
+from atoll.node.cli.parser import Subparsers, home_flag, home_of
+from atoll.node.exit_codes import ExitCode
+
+
+def add(subparsers: Subparsers) -> None:
+    parser = subparsers.add_parser(
+        "invite", help="print the word with which others join", description="Print one word; others join with `atoll up --run WORD`.",
+    )
+    home_flag(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    from atoll.node.client import Client
+
+    terminal.say(Client(home_of(args)).invite())
+    return ExitCode.OK
