@@ -156,9 +156,10 @@ class SocketOuterSync:
     def _state(self, call: str, args: Mapping[str, Any]) -> OuterSnapshot | None:
         while not self._stop_requested():
             try:
-                if self._outstanding is not None and call == "wait_next":
-                    self._hand_over_again(self._outstanding)
-                frame = self._call(call, args)
+                mine = self._outstanding if call == "wait_next" else None
+                if mine is not None and mine.instance != self._await_service() and not self._hand_over(mine):
+                    continue
+                frame = self._call(call, args, instance=mine.instance if mine is not None else None)
             except _LostError:
                 continue
             try:
@@ -208,26 +209,32 @@ class SocketOuterSync:
             mine.instance = self._instance
         return True
 
-    def _hand_over_again(self, mine: _Outstanding) -> None:
-        """Give a service that was started later what its predecessor held."""
+    def _await_service(self) -> bytes:
+        """Which service is there, once there is one. Raises _LostError while draining."""
         with self._news:
-            current = self._instance
-        if mine.instance != current and not self._hand_over(mine):
-            raise _LostError
+            self._news.wait_for(lambda: self._socket is not None or self._stopping)
+            if self._socket is None:
+                raise _LostError
+            return self._instance
 
     def _forget(self) -> None:
         if self._outstanding is not None:
             os.close(self._outstanding.descriptor)
             self._outstanding = None
 
-    def _call(self, call: str, args: Mapping[str, Any], descriptor: int | None = None) -> ipc.Frame:
-        """The answer; the descriptor is closed here. Blocks while there is no service. Raises _LostError, DrainingError."""
+    def _call(
+        self, call: str, args: Mapping[str, Any], descriptor: int | None = None, instance: bytes | None = None
+    ) -> ipc.Frame:
+        """The answer, of this very `instance` if one is named; the descriptor is closed here.
+
+        Blocks while there is no service. Raises _LostError if the service goes away or the daemon drains.
+        """
         files = [] if descriptor is None else [descriptor]
         frame = ipc.Frame(call=call, args=dict(args), files=files)
         try:
             with self._news:
                 self._news.wait_for(lambda: self._socket is not None or self._stopping)
-                if self._socket is None:
+                if self._socket is None or instance not in (None, self._instance):
                     raise _LostError
                 used, self._last_id = self._socket, self._last_id + 1
                 frame.request_id = request_id = self._last_id

@@ -9,7 +9,7 @@ import contextlib
 import errno
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,6 +96,7 @@ class PeerService:
         self._changed = asyncio.Event()
         self._stack = contextlib.AsyncExitStack()
         self._tasks: asyncio.TaskGroup
+        self._running: set[asyncio.Task[None]] = set()
         self._state_thread = ThreadPoolExecutor(1, "outer-state")
         self._codec_thread = ThreadPoolExecutor(1, "codec")
         self._round_began, self._up_mark, self._down_mark = time.monotonic(), 0, 0
@@ -106,8 +107,9 @@ class PeerService:
         """Start transport, DHT and links. Raises TransportError for what is wrong on this machine."""
         known = [address for address in self.store.peers() if address not in self.settings.initial_peers]
         self.transport = await HivemindTransport.create(
-            self.settings.identity_file, self.identity.peer_id, self.settings.host_maddrs, self.settings.announce_maddrs,
-            [*self.settings.initial_peers, *known], self.settings.socket_prefix, upnp=self.settings.upnp, nat=self.settings.nat,
+            identity_file=self.settings.identity_file, peer_id=self.identity.peer_id, host_maddrs=self.settings.host_maddrs,
+            announce_maddrs=self.settings.announce_maddrs, initial_peers=[*self.settings.initial_peers, *known],
+            socket_prefix=self.settings.socket_prefix, upnp=self.settings.upnp, nat=self.settings.nat,
         )
         self._stack.push_async_callback(self.transport.close)
         self.links = await self._stack.enter_async_context(Links(self.transport, self))
@@ -145,10 +147,15 @@ class PeerService:
     def _start_tasks(self) -> None:
         self.discovery = Discovery(
             self.transport, self.transport, self.identity, self.run_id, trains=self.settings.trains,
-            found=self._found, wall_clock=self.transport.time_s,
+            found=self._found, wall_clock=self.transport.now_s,
         )
         for task in (self._carry_out(), self._keep_time(), self.discovery.run()):
-            self._tasks.create_task(task)
+            self._spawn(task)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._tasks.create_task(work)
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
 
     async def close(self, drain_s: float = 3.0) -> None:
         """Say goodbye, remember peers, stop p2pd. What is on disk is enough to come back."""
@@ -159,7 +166,7 @@ class PeerService:
                     await self._effects.join()
                     await self.links.flush()
             self._remember_peers()
-        for task in self._tasks._tasks if hasattr(self, "_tasks") else ():  # noqa: SLF001
+        for task in self._running:
             task.cancel()
         await self._stack.aclose()
         self._state_thread.shutdown(wait=True)
@@ -307,11 +314,11 @@ class PeerService:
             case Freeze():
                 self.observer.freeze(effect.parent)
             case Reduce():
-                self._tasks.create_task(self._reduce(effect))
+                self._spawn(self._reduce(effect))
             case Step():
-                self._tasks.create_task(self._step(effect))
+                self._spawn(self._step(effect))
             case Commit():
-                self._tasks.create_task(self._commit(effect.certificate))
+                self._spawn(self._commit(effect.certificate))
             case Discard():
                 self.blobs.discard(effect.content, effect.parent)
             case Note():

@@ -19,6 +19,8 @@ from atoll.protocol.records import RECORD_LIMIT, PeerRecord, open_record
 
 MAX_RECORDS = 8192
 """Records that a node holds for others, in all (at most 32 MiB)."""
+MAX_KEY_BYTES = 2 << 20
+"""All records of a run travel in one answer, and an answer of more than 4 MiB never arrives."""
 LOOKUP_NODES = 8
 _EXPIRY_GRACE_S = 60.0
 """A dictionary of records travels whole and is refused whole, so one that expired on the way must not spoil it."""
@@ -63,9 +65,14 @@ def make_storage(hivemind: Hivemind) -> Any:
     class BoundedStorage(hivemind.LocalStorage):  # type: ignore[misc, name-defined]
         def store_subkey(self, key: Any, subkey: Any, value: bytes, expiration_time: float) -> bool:
             held = self.get(key)
-            known = held is not None and isinstance(held.value, hivemind.DictionaryValue) and subkey in held.value
+            siblings = held.value if held is not None and isinstance(held.value, hivemind.DictionaryValue) else None
+            others = [] if siblings is None else [entry.value for name, entry in siblings.items() if name != subkey]
+            known = siblings is not None and subkey in siblings
             if not known and sum(len(item.value) for _, item in self.items()) >= MAX_RECORDS:
                 _log.debug("refused a record: this node already holds %d", MAX_RECORDS)
+                return False
+            if len(value) + sum(map(len, others)) > MAX_KEY_BYTES:
+                _log.debug("refused a record: this node already holds %d of its run", len(others))
                 return False
             return bool(super().store_subkey(key, subkey, value, expiration_time))
 

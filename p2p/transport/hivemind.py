@@ -38,14 +38,15 @@ class HivemindTransport:
     """A `Transport` and `RecordStore` (see `port`). Make it with `create`, end it with `close`."""
 
     def __init__(
-        self, hivemind: Hivemind, settings: DaemonSettings, initial: dict[PeerId, list[Address]], watch: Watch,
+        self, hivemind: Hivemind, settings: DaemonSettings, initial: dict[PeerId, list[Address]],
+        remembered: dict[PeerId, list[Address]], watch: Watch,
     ) -> None:
         self.peer_id = settings.peer_id
         self._hivemind = hivemind
         self._keeper = DaemonKeeper(hivemind, settings, watch)
         self._dialler = Dialler(hivemind, self._keeper)
-        self._bootstrap = Bootstrap(initial, self._dial_initial, self._dialler.is_connected)
-        for peer, addresses in initial.items():
+        self._bootstrap = Bootstrap(initial, remembered, self._dial_initial, self._dialler.is_connected)
+        for peer, addresses in [*remembered.items(), *initial.items()]:
             self._dialler.remember(peer, addresses)
         self._handlers: dict[str, StreamHandler] = {}
         self._handling: set[asyncio.Task[Any]] = set()
@@ -53,22 +54,27 @@ class HivemindTransport:
         self._outgoing, self._incoming = StreamSlots(), StreamSlots()
         self._own_records: OrderedDict[tuple[str, str], tuple[bytes, float]] = OrderedDict()
         self._tasks = asyncio.TaskGroup()
+        self._entered = asyncio.Event()
         self._root: asyncio.Task[None] | None = None
         self._failure: TransportError | None = None
 
     @classmethod
-    async def create(
-        cls, *, identity_file: Path, peer_id: PeerId, host_maddrs: Sequence[str], announce_maddrs: Sequence[str] = (),
-        initial_peers: Sequence[str] = (), socket_prefix: str = "", upnp: bool = False, nat: bool = True,
-        watch: Watch | None = None,
+    async def create(  # noqa: PLR0917
+        cls, identity_file: Path, peer_id: PeerId, host_maddrs: Sequence[str], announce_maddrs: Sequence[str],
+        initial_peers: Sequence[str], socket_prefix: str, *, upnp: bool = False, nat: bool = True,
+        remembered_peers: Sequence[str] = (), watch: Watch | None = None,
     ) -> "HivemindTransport":
         """Listen and begin to join. Returns once this peer listens, whether or not an initial peer can be reached:
         that goes on in the background, and `problems` says what is in the way.
+
+        `initial_peers` were named by a person, `remembered_peers` by other peers some time ago: of those, malformed
+        ones are left out, and one that is gone is no problem where others are there.
 
         Raises TransportError for local faults: `port_taken`, `bad_listen_address`, `malformed_address`,
         `socket_path`, `bad_identity`, `daemon_start`; IdentityError for an unusable key file.
         """
         initial = group(initial_peers, own=peer_id)
+        remembered = group(remembered_peers, own=peer_id, trusted=False)
         for announced in announce_maddrs:
             parse_address(announced)
         if Identity.load(identity_file).peer_id != peer_id:
@@ -76,9 +82,10 @@ class HivemindTransport:
             raise TransportError(wrong, "bad_identity")
         settings = DaemonSettings(
             identity_file, peer_id, tuple(host_maddrs), tuple(announce_maddrs), socket_prefix, upnp=upnp, nat=nat)
-        transport = cls(torchless.load(), settings, initial, watch or Watch())
+        transport = cls(torchless.load(), settings, initial, remembered, watch or Watch())
         await transport._keeper.start(transport._prepare)
         transport._root = asyncio.create_task(transport._run(), name=f"transport {peer_name(peer_id)}")
+        await transport._entered.wait()  # `serve` may be called at once
         return transport
 
     @property
@@ -97,7 +104,10 @@ class HivemindTransport:
 
     def problems(self) -> list[dict[str, str]]:
         """What is wrong at present: `code`, `message` (a sentence with its remedy) and `address` (or an empty text)."""
-        found = [_problem(error, self._dialler.known(peer)[0].text) for peer, error in self._bootstrap.problems.items()]
+        found = [
+            _problem(error, self._dialler.known(peer)[0].text) for peer, error in self._bootstrap.problems.items()
+            if not (self._keeper.seen and self._bootstrap.is_remembered(peer))
+        ]
         found += [_problem(error) for error in (self._keeper.problem, self._failure) if error is not None]
         offset_s = self._dialler.clocks.offset_s
         if offset_s:
@@ -166,12 +176,12 @@ class HivemindTransport:
         except (TimeoutError, DaemonRefusedError) as error:
             raise TransportError("the libp2p daemon does not answer; it is being replaced.", "stalled") from error
 
-    def now_s(self) -> float:
+    def time_s(self) -> float:
         return clock.network_time_s()
 
     async def put(self, key: str, subkey: str, value: bytes, *, lifetime_s: float) -> bool:
-        record = dht_records.check_entry(key, subkey, value, self.now_s())
-        expires_s = min(record.expires_s, self.now_s() + lifetime_s)
+        record = dht_records.check_entry(key, subkey, value, self.time_s())
+        expires_s = min(record.expires_s, self.time_s() + lifetime_s)
         self._own_records[key, subkey] = (value, expires_s)
         self._own_records.move_to_end((key, subkey))
         while len(self._own_records) > _MAX_OWN_RECORDS:
@@ -197,6 +207,7 @@ class HivemindTransport:
     async def _run(self) -> None:
         try:
             async with self._tasks:
+                self._entered.set()
                 self._tasks.create_task(self._keeper.run(self._prepare, self._repaired, self._checked))
                 self._tasks.create_task(self._bootstrap.run())
         except BaseExceptionGroup as group_error:
@@ -206,10 +217,17 @@ class HivemindTransport:
                 "internal")
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run `work` beside everything else. What goes wrong in it is logged: the transport does not depend on it."""
+        async def guarded() -> None:
+            try:
+                await work
+            except Exception:  # noqa: BLE001  # hivemind raises what it likes
+                _log.exception("work in the background failed")
+
         if self._root is None or self._root.done():
             work.close()
         else:
-            self._tasks.create_task(work)
+            self._tasks.create_task(guarded())
 
     def _check_running(self) -> None:
         if self._failure is not None:
@@ -283,7 +301,7 @@ class HivemindTransport:
             give_back = self._incoming.try_take(check_peer_id(remote))
         except AtollError as error:
             _log.debug("turned a peer away: %s", error)
-        if give_back is None or self._root is None:
+        if give_back is None:
             writer.transport.abort()
             return
         stream = self._stream(remote, reader, writer, give_back)
@@ -322,7 +340,7 @@ class HivemindTransport:
         """After a repair: everybody who was connected, then the records this peer had put."""
         await self._dialler.redial(self._keeper.seen_before_repair)
         for (key, subkey), (value, expires_s) in list(self._own_records.items()):
-            if expires_s > self.now_s():
+            if expires_s > self.time_s():
                 try:
                     await self._on_dht(_store, key, subkey, value, expires_s)
                 except TransportError as error:

@@ -97,8 +97,9 @@ class DaemonKeeper:
             await self._check(daemon)
             await prepare(daemon)
             ready = True
-        except TimeoutError as error:
-            raise TransportError("Starting: the libp2p daemon started and does not answer.", "daemon_start") from error
+        except (OSError, EOFError, DaemonRefusedError, self._hivemind.DaemonError) as error:
+            words = f"Starting: the libp2p daemon started and does not answer: {error or 'no answer in time'}."
+            raise TransportError(words, "daemon_start") from error
         finally:
             if not ready:
                 await daemon.stop()

@@ -120,12 +120,12 @@ class MemoryTransport:
             self._network.kill(self.peer_id)
             await asyncio.gather(*handling, return_exceptions=True)
 
-    def now_s(self) -> float:
+    def time_s(self) -> float:
         return self._network.clock()
 
     async def put(self, key: str, subkey: str, value: bytes, *, lifetime_s: float) -> bool:
-        record = check_entry(key, subkey, value, self.now_s())
-        expires_s = min(record.expires_s, self.now_s() + lifetime_s)
+        record = check_entry(key, subkey, value, self.time_s())
+        expires_s = min(record.expires_s, self.time_s() + lifetime_s)
         if self._closed:
             return False
         entries = self._network.records.setdefault(key, [])
@@ -133,7 +133,7 @@ class MemoryTransport:
         return True
 
     async def get(self, key: str) -> Mapping[str, bytes]:
-        now_s = self.now_s()
+        now_s = self.time_s()
         entries = self._network.records.get(key, [])
         live = [entry for entry in entries if entry[3] > now_s]
         if entries:

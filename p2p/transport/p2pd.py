@@ -85,8 +85,7 @@ class PortReservation:
 class Daemon:
     """A p2pd process with its DHT node. Made by `start`; ended by `stop`, in whatever state it is."""
 
-    def __init__(self, hivemind: Hivemind, p2p: Any, node: Any, control: Control) -> None:
-        self._hivemind = hivemind
+    def __init__(self, p2p: Any, node: Any, control: Control) -> None:
         self.p2p, self.node, self.control = p2p, node, control
 
     @property
@@ -125,7 +124,7 @@ class Daemon:
         finally:
             if not started and p2p_class.newest is not None:
                 await _end(p2p_class.newest)
-        return cls(hivemind, p2p, node, control)
+        return cls(p2p, node, control)
 
     async def stop(self, *, kill: bool = False) -> None:
         """End p2pd for good, frozen or dead as it may be, and remove its sockets; `kill`: without asking first."""

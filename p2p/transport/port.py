@@ -86,7 +86,7 @@ class Transport(Protocol):
 class RecordStore(Protocol):
     """Signed records under (key, subkey): `protocol.records.record_key(run_id)` and the signer's name."""
 
-    def now_s(self) -> float:
+    def time_s(self) -> float:
         """Unix time by which records are dated and judged: this machine's clock, shifted to its peers' if it is off."""
         ...
 

@@ -67,7 +67,8 @@ async def start_hivemind(home: Path, **changes: Any) -> Peer:
         identity = Identity.load_or_create(key)
     settings: dict[str, Any] = {
         "identity_file": key, "peer_id": identity.peer_id, "host_maddrs": ("/ip4/127.0.0.1/tcp/0",),
-        "socket_prefix": f"{home}/s-{key.name}-", "nat": False, "upnp": False, "watch": QUICK,
+        "announce_maddrs": (), "initial_peers": (), "socket_prefix": f"{home}/s-{key.name}-",
+        "nat": False, "upnp": False, "watch": QUICK,
     }
     return Peer(identity, await HivemindTransport.create(**{**settings, **changes}))
 

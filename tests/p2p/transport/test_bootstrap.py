@@ -196,3 +196,23 @@ async def test_one_initial_peer_out_of_reach_delays_no_other(start, closed_port,
             await joiner.transport.close()
     finally:
         await peer.transport.close()
+
+
+async def test_remembered_peers_that_are_gone_or_nonsense_are_no_problem_where_others_are(start, closed_port, until):
+    peer = await start()
+    dead = f"/ip4/127.0.0.1/tcp/{closed_port}/p2p/{STRANGER}"
+    try:
+        joiner = await start(remembered_peers=("/nonsense", dead, *peer.transport.addresses()))
+        try:
+            await until(lambda: peer.identity.peer_id in joiner.transport._keeper.seen)
+            assert joiner.transport.problems() == []
+        finally:
+            await joiner.transport.close()
+        alone = await start(remembered_peers=(dead,))
+        try:
+            await alone.transport.settled()
+            assert [problem["code"] for problem in alone.transport.problems()] == ["refused"]
+        finally:
+            await alone.transport.close()
+    finally:
+        await peer.transport.close()

@@ -25,11 +25,11 @@ from atoll.protocol.records import PeerRecord, record_key
 async def main():
     identity = Identity.load_or_create(Path(key))
     transport = await HivemindTransport.create(
-        identity_file=Path(key), peer_id=identity.peer_id, host_maddrs=("/ip4/127.0.0.1/tcp/0",),
+        identity_file=Path(key), peer_id=identity.peer_id, host_maddrs=("/ip4/127.0.0.1/tcp/0",), announce_maddrs=(),
         initial_peers=(address,), socket_prefix=key + "-", nat=False)
     try:
         await transport.settled()
-        mine = PeerRecord(identity.peer_id, run_id, (), True, 1, transport.now_s() + 60)
+        mine = PeerRecord(identity.peer_id, run_id, (), True, 1, transport.time_s() + 60)
         stored = await transport.put(mine.key, mine.subkey, mine.seal(identity), lifetime_s=60)
         found, problems = await transport.get(mine.key), transport.problems()
         print(json.dumps([stored, len(found), [one["code"] for one in problems]]), flush=True)

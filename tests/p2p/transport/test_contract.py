@@ -39,7 +39,7 @@ def failing(code):
 def record(peer, *, run_id, sequence=1, lifetime_s=60.0):
     made = PeerRecord(
         peer.identity.peer_id, run_id, tuple(peer.transport.addresses()), True, sequence,
-        peer.transport.now_s() + lifetime_s)
+        peer.transport.time_s() + lifetime_s)
     return made, made.seal(peer.identity)
 
 
@@ -261,7 +261,7 @@ async def test_records_of_all_peers_are_found_by_each(swarm):
         found = await peer.transport.get(record_key(run_id))
         assert found == sealed
         for subkey, data in found.items():
-            open_record(data, subkey=subkey, now_s=peer.transport.now_s(), run_id=run_id)
+            open_record(data, subkey=subkey, now_s=peer.transport.time_s(), run_id=run_id)
 
 
 async def test_a_newer_record_replaces_the_older_one(swarm):

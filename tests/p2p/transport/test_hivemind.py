@@ -251,3 +251,12 @@ def test_a_node_holds_a_bounded_number_of_records(monkeypatch):
     assert [storage.store_subkey(b"k", str(n), b"v", later) for n in range(4)] == [True, True, True, False]
     assert storage.store_subkey(b"k", "0", b"newer", later + 1)
     assert not storage.store_subkey(b"other", "0", b"v", later)
+
+
+def test_the_records_of_one_run_never_outgrow_what_one_answer_can_carry():
+    storage = dht_records.make_storage(torchless.load())
+    later = time.time() + 60
+    kept = [storage.store_subkey(b"k", str(n), bytes(4096), later) for n in range(600)]
+    assert sum(kept) == dht_records.MAX_KEY_BYTES // 4096
+    assert storage.store_subkey(b"k", "0", bytes(4096), later + 1)
+    assert storage.store_subkey(b"other", "0", bytes(4096), later)

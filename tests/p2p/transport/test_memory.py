@@ -69,7 +69,7 @@ async def test_a_partition_stops_bytes_and_records_without_a_word_and_heals(netw
     identity = Identity.generate()
     one, other = network.join(identity.peer_id), network.join(Identity.generate().peer_id)
     one.serve(NAME, echo)
-    record = PeerRecord(one.peer_id, bytes(32), (), True, 1, one.now_s() + 60)
+    record = PeerRecord(one.peer_id, bytes(32), (), True, 1, one.time_s() + 60)
     await one.put(record.key, record.subkey, record.seal(identity), lifetime_s=60)
     stream = await other.open(one.peer_id, NAME, timeout_s=1)
     network.partition({one.peer_id}, {other.peer_id})
