@@ -234,7 +234,7 @@ class Server:
         self._answer = answer
         self._on_event = on_event or ignore_event
         self._on_open = on_open
-        self._connections: set[Connection] = set()
+        self.connections: set[Connection] = set()
         self.listening = asyncio.Event()
 
     async def run(self) -> None:
@@ -255,18 +255,18 @@ class Server:
                     self._path.unlink()
 
     def broadcast(self, event: str, args: Mapping[str, Any]) -> None:
-        for connection in list(self._connections):
+        for connection in list(self.connections):
             connection.notify(event, args)
 
     async def _serve(self, accepted: socket.socket) -> None:
         connection = Connection(accepted, self._answer, self._on_event)
-        self._connections.add(connection)
+        self.connections.add(connection)
         try:
             if self._on_open is not None:
                 self._on_open(connection)
             await connection.run()
         finally:
-            self._connections.discard(connection)
+            self.connections.discard(connection)
 
 
 async def connect(path: Path, answer: Answerer, on_event: Listener) -> Connection:

@@ -195,7 +195,8 @@ class SocketOuterSync:
         """Send a contribution; False if the connection ended before it was taken. Raises ValueError if it is refused."""
         args = {"parent": mine.parent, "tokens": mine.tokens, "steps": mine.steps}
         try:
-            frame = self._call("contribute", args, os.dup(mine.descriptor))
+            instance = self._await_service()
+            frame = self._call("contribute", args, os.dup(mine.descriptor), instance)
         except _LostError:
             return False
         frame.close_files()
@@ -205,8 +206,7 @@ class SocketOuterSync:
             if error.code in ("bad_value", "non_finite"):
                 raise ValueError(str(error)) from error
             raise
-        with self._news:
-            mine.instance = self._instance
+        mine.instance = instance
         return True
 
     def _await_service(self) -> bytes:

@@ -18,6 +18,7 @@ from atoll.protocol.errors import AtollError, ManifestError
 from atoll.protocol.manifest import MANIFEST_LIMIT, Manifest
 
 _INVITE_BYTES = 8192
+_MAX_PATH = 1024
 
 
 @dataclass(frozen=True)
@@ -50,9 +51,10 @@ def take_run(home: Home, given: str) -> RunSource:
         write_home_file(folder / "invite", format_invite(invite.run_id, invite.addresses).encode())
         return _in_home(home, invite.run_id)
     if not _is_file(path):
-        if "/" in given or path.suffix or path.is_dir():
-            what = "is a folder" if path.is_dir() else "does not exist"
-            raise ManifestError(f"the manifest {given[:200]} {what}: give the file that `atoll run sign` wrote, or an invite.")
+        if given and _is_folder(path):
+            raise ManifestError(f"the manifest {given} is a folder: give the file that `atoll run sign` wrote, or an invite.")
+        if ("/" in given or path.suffix) and len(given) < _MAX_PATH:
+            raise ManifestError(f"the manifest {given} does not exist: give the file that `atoll run sign` wrote, or an invite.")
         parse_invite(given)  # raises the sentence for it
     manifest = read_manifest(path)
     folder = home.run_folder(manifest.run_id)
@@ -101,6 +103,13 @@ def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
     except (OSError, ValueError):  # an invite can be longer than any file name
+        return False
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
         return False
 
 

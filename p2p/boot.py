@@ -1,4 +1,4 @@
-"""Bringing a run's folder to life: manifest and genesis in place, log replayed, state at the tip. Called by the service."""
+"""Bringing a run's folder to life: manifest and genesis in place, log replayed, state at the tip. For the service."""
 
 import shutil
 from dataclasses import dataclass
@@ -39,7 +39,10 @@ def keep_manifest(store: RunStore, manifest: Manifest, genesis: Path | None) -> 
         state = _genesis(partial, manifest)
         if state.digest(manifest.layout) != manifest.genesis.digest:
             partial.unlink()
-            raise MismatchError(f"{genesis} is not the genesis that the manifest names; take the one written beside it by `atoll run sign`.")
+            raise MismatchError(
+                f"{genesis} is not the genesis that the manifest names; "
+                "take the one written beside it by `atoll run sign`."
+            )
         partial.rename(store.genesis)
         tokenizer = genesis.with_name("tokenizer.json")
         if manifest.draft.model.tokenizer != "bytes" and tokenizer.exists() and not store.tokenizer.exists():
@@ -49,7 +52,9 @@ def keep_manifest(store: RunStore, manifest: Manifest, genesis: Path | None) -> 
 async def fetch_missing(fetcher: Fetcher, manifest: Manifest, store: RunStore, blobs: BlobStore) -> None:
     """Get from peers what the folder lacks: genesis, tokenizer. Resumes where it was interrupted."""
     digest = manifest.draft.model.tokenizer_digest
-    if manifest.draft.model.tokenizer != "bytes" and not (store.tokenizer.exists() and content_digest(store.tokenizer.read_bytes()) == digest):
+    if manifest.draft.model.tokenizer != "bytes" and not (
+        store.tokenizer.exists() and content_digest(store.tokenizer.read_bytes()) == digest
+    ):
         partial = store.tokenizer.with_suffix(".partial")
         partial.write_bytes(await fetcher.fetch(BlobKind.TOKENIZER, digest))
         partial.rename(store.tokenizer)
@@ -58,7 +63,8 @@ async def fetch_missing(fetcher: Fetcher, manifest: Manifest, store: RunStore, b
 
 
 def resume(store: RunStore, blobs: BlobStore, manifest: Manifest) -> Resumed:
-    """The chain from the log, and the state at its tip: from the newest intact state on disk, the results after it applied.
+    """The chain from the log, and the state at its tip: from the newest intact state on disk, later results
+    applied.
 
     Raises MismatchError if genesis is damaged.
     """
@@ -99,7 +105,9 @@ def _newest(store: RunStore, manifest: Manifest, history: list[LogEntry]) -> Out
 
 def _genesis(path: Path, manifest: Manifest) -> OuterState:
     if path.stat().st_size != 4 * manifest.genesis.numel:
-        raise MismatchError(f"{path} has {path.stat().st_size} bytes, this run's genesis has {4 * manifest.genesis.numel}.")
+        raise MismatchError(
+            f"{path} has {path.stat().st_size} bytes, this run's genesis has {4 * manifest.genesis.numel}."
+        )
     params = np.fromfile(path, dtype="<f4").astype(np.float32, copy=False)
     momentum = np.zeros_like(params) if manifest.draft.outer.momentum > 0 else None
     return OuterState(manifest.run_id, 0, 0, params, momentum)

@@ -25,10 +25,23 @@ _log = logging.getLogger(__name__)
 
 class Discovery:
     def __init__(
-        self, transport: Transport, records: RecordStore, identity: Identity, run_id: bytes, *, trains: bool,
-        found: Callable[[PeerId], None], wall_clock: Callable[[], float] = time.time,
+        self,
+        transport: Transport,
+        records: RecordStore,
+        identity: Identity,
+        run_id: bytes,
+        *,
+        trains: bool,
+        found: Callable[[PeerId], None],
+        wall_clock: Callable[[], float] = time.time,
     ) -> None:
-        self.transport, self.records, self.identity, self.run_id, self.trains = transport, records, identity, run_id, trains
+        self.transport, self.records, self.identity, self.run_id, self.trains = (
+            transport,
+            records,
+            identity,
+            run_id,
+            trains,
+        )
         self._found, self._clock = found, wall_clock
         self.addresses: dict[PeerId, tuple[str, ...]] = {}
         self._dialled: set[PeerId] = set()
@@ -65,9 +78,8 @@ class Discovery:
         return any(results)
 
     async def _dial(self, peer: PeerId, addresses: tuple[str, ...]) -> bool:
-        plain = [address.partition("/p2p/")[0] for address in addresses]
         try:
-            await self.transport.connect(peer, plain, timeout_s=DIAL_S)
+            await self.transport.connect(peer, addresses, timeout_s=DIAL_S)
         except TransportError as error:
             _log.info("cannot dial %s: %s", peer_name(peer), error)
             return False
@@ -79,11 +91,17 @@ class Discovery:
         while True:
             now = self._clock()
             record = PeerRecord(
-                self.identity.peer_id, self.run_id, tuple(self.transport.addresses()[:16]), self.trains,
-                int(now * 1000), now + RECORD_LIFETIME_S,
+                self.identity.peer_id,
+                self.run_id,
+                tuple(self.transport.addresses()[:16]),
+                self.trains,
+                int(now * 1000),
+                now + RECORD_LIFETIME_S,
             )
             try:
-                kept = await self.records.put(record.key, record.subkey, record.seal(self.identity), lifetime_s=RECORD_LIFETIME_S)
+                kept = await self.records.put(
+                    record.key, record.subkey, record.seal(self.identity), lifetime_s=RECORD_LIFETIME_S
+                )
             except TransportError as error:
                 _log.info("cannot publish this peer's record: %s", error)
                 kept = False

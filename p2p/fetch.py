@@ -1,4 +1,4 @@
-"""Content that a newcomer needs before it can take part: manifest, tokenizer, genesis. From any peer, checked, resumable.
+"""Content that a newcomer needs before it can take part: manifest, tokenizer, genesis.
 
 Each item is asked of one peer after another until one delivers bytes under the right digest. Chunks of genesis are kept
 as blobs as they arrive, so an interrupted fetch goes on where it stopped.
@@ -20,13 +20,20 @@ from atoll.protocol.messages import Blob, BlobKind
 ANSWER_S = 5.0
 ROUND_PAUSE_S = 1.0
 AT_ONCE = 8
-LIMITS = {BlobKind.MANIFEST: MANIFEST_LIMIT, BlobKind.TOKENIZER: 64 << 20, BlobKind.CHUNKS: 64 << 20, BlobKind.CHUNK: 16 << 20}
+LIMITS = {
+    BlobKind.MANIFEST: MANIFEST_LIMIT,
+    BlobKind.TOKENIZER: 64 << 20,
+    BlobKind.CHUNKS: 64 << 20,
+    BlobKind.CHUNK: 16 << 20,
+}
 
 
 class Fetcher:
     """Asks for blobs outside any round. The service feeds it what arrives."""
 
-    def __init__(self, ask: Callable[[PeerId, BlobKind, Digest], None], peers: Callable[[], Awaitable[Sequence[PeerId]]]) -> None:
+    def __init__(
+        self, ask: Callable[[PeerId, BlobKind, Digest], None], peers: Callable[[], Awaitable[Sequence[PeerId]]]
+    ) -> None:
         self._ask, self._peers = ask, peers
         self._open: dict[Digest, tuple[BlobKind, asyncio.Queue[bytes | None]]] = {}
 
@@ -43,7 +50,9 @@ class Fetcher:
         return True
 
     async def fetch(self, kind: BlobKind, digest: Digest, check: Callable[[bytes], object] | None = None) -> bytes:
-        """The bytes under `digest`; tries peers until one has them and `check` raises nothing. Ends by cancellation only."""
+        """The bytes under `digest`; tries peers until one has them and `check` raises nothing. Ends only by
+        cancellation.
+        """
         queue: asyncio.Queue[bytes | None] = asyncio.Queue()
         self._open[digest] = kind, queue
         try:
@@ -102,5 +111,3 @@ def read_chunks(data: bytes, manifest: Manifest) -> tuple[Digest, ...]:
     if state_digest(0, 0, chunks) != manifest.genesis.digest:
         raise MismatchError("a list of chunks that is not the one of this run's genesis")
     return chunks
-
-

@@ -1,9 +1,9 @@
 """Messages and blobs to and from every peer, over one transport: a control and a bulk stream per direction and peer.
 
-Frames are length-prefixed. Messages on a control stream never wait behind bytes on a bulk stream. A blob is named when it
-is queued and read from disk when its turn comes, so memory stays bounded; each is acknowledged, which paces the sender and
-measures the link. When a stream breaks, what was under way is forgotten and the observer told: the round sends again what
-still matters. Knows no rounds; the service calls it.
+Frames are length-prefixed. Messages on a control stream never wait behind bytes on a bulk stream. A blob is named when
+it is queued and read from disk when its turn comes, so memory stays bounded; each is acknowledged, which paces the sender
+and measures the link. When a stream breaks, what was under way is forgotten and the observer told: the round sends again
+what still matters. Knows no rounds; the service calls it.
 """
 
 import asyncio
@@ -87,7 +87,11 @@ class Links:
     # Sending.
 
     async def _keep(
-        self, peer: PeerId, protocol: str, outbound: "_Outbound", run: "Callable[[Stream, _Outbound], Awaitable[None]]",
+        self,
+        peer: PeerId,
+        protocol: str,
+        outbound: "_Outbound",
+        run: "Callable[[Stream, _Outbound], Awaitable[None]]",
     ) -> None:
         """Open the stream when there is something to send, and again after it broke."""
         pause = BACKOFF_S[0]
@@ -264,5 +268,3 @@ async def _until_first(*coroutines: Awaitable[None]) -> None:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-

@@ -17,9 +17,13 @@ def status(service: "PeerService") -> dict[str, Any]:
     """The service's part of `atoll status --json`."""
     round_, now = service.round, time.monotonic()
     body: dict[str, Any] = {
-        "state": "SYNC" if service.run_id.strip(b"\0") else "CONNECTING", "reason": _reason(service),
+        "state": "SYNC" if service.run_id.strip(b"\0") else "CONNECTING",
+        "reason": _reason(service),
         "run_id": service.run_id.hex() if service.run_id.strip(b"\0") else None,
-        "round": 0, "state_digest": None, "parent": None, "tokens": 0,
+        "round": 0,
+        "state_digest": None,
+        "parent": None,
+        "tokens": 0,
         "addresses": service.transport.addresses() if hasattr(service, "transport") else [],
         "up_bytes": service.links.up_bytes if hasattr(service, "links") else 0,
         "down_bytes": service.links.down_bytes if hasattr(service, "links") else 0,
@@ -30,11 +34,16 @@ def status(service: "PeerService") -> dict[str, Any]:
         start = decree.exchange.start
         body |= {
             "state": "FAILED" if service.failure else str(round_.phase),
-            "round": tip.round, "state_digest": tip.state.hex(), "parent": tip.id.hex(), "tokens": tip.tokens,
-            "rounds_total": round_.rounds, "finished": round_.finished,
+            "round": tip.round,
+            "state_digest": tip.state.hex(),
+            "parent": tip.id.hex(),
+            "tokens": tip.tokens,
+            "rounds_total": round_.rounds,
+            "finished": round_.finished,
             "electorate": [peer_name(peer) for peer in electorates.peers(tip.electorate)],
             "members": [peer_name(peer) for peer in start.members] if start else [],
-            "ballot": max(decree.ballot, 0), "leader": peer_name(round_.leader),
+            "ballot": max(decree.ballot, 0),
+            "leader": peer_name(round_.leader),
             "live_peers": len(round_.pace.alive(now)),
         }
     return body
@@ -53,7 +62,7 @@ def _reason(service: "PeerService") -> dict[str, str] | None:
     voters = electorates.peers(round_.chain.tip.electorate)
     there = [peer for peer in voters if peer == round_.me or round_.pace.awaited(peer, now)]
     if not round_.finished and not electorates.is_quorum(round_.chain.tip.electorate, there):
-        message = f"{len(there)} of {len(voters)} voters are reachable, which is no quorum: rounds go on when enough of them are back."
+        message = f"{len(there)} of {len(voters)} voters are reachable, which is no quorum: rounds go on with more."
         return {"code": "no_quorum", "message": message}
     return None
 
@@ -61,7 +70,9 @@ def _reason(service: "PeerService") -> dict[str, str] | None:
 def warnings(service: "PeerService") -> list[str]:
     """Named degradations that do not stop anything."""
     problems = service.transport.problems() if hasattr(service, "transport") else []
-    return [f"{p['code']}: {p['message']}" for p in problems] + [f"{code}: {text}" for code, text in service.notes.items()]
+    return [f"{p['code']}: {p['message']}" for p in problems] + [
+        f"{code}: {text}" for code, text in service.notes.items()
+    ]
 
 
 def peers(service: "PeerService") -> list[dict[str, Any]]:
@@ -74,12 +85,19 @@ def peers(service: "PeerService") -> list[dict[str, Any]]:
     for peer in sorted({*round_.known, *addresses} - {round_.me}):
         presence = round_.pace.peers.get(peer)
         ready = presence.ready if presence else None
-        rows.append({
-            "peer_id": peer_name(peer), "addresses": list(addresses.get(peer, ())), "voter": peer in voters,
-            "live": round_.pace.present(peer, now), "state": ready.phase if ready else None, "round": ready.round if ready else None,
-            "inner_step": ready.inner_step if ready else None, "trains": ready.trains if ready else None,
-            "last_seen_s": round(now - presence.heard_at, 1) if presence else None,
-        })
+        rows.append(
+            {
+                "peer_id": peer_name(peer),
+                "addresses": list(addresses.get(peer, ())),
+                "voter": peer in voters,
+                "live": round_.pace.present(peer, now),
+                "state": ready.phase if ready else None,
+                "round": ready.round if ready else None,
+                "inner_step": ready.inner_step if ready else None,
+                "trains": ready.trains if ready else None,
+                "last_seen_s": round(now - presence.heard_at, 1) if presence else None,
+            }
+        )
     return rows
 
 

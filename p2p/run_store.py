@@ -1,4 +1,4 @@
-"""A run's folder on disk: the manifest, the training log, what this peer promised and accepted, its contribution, states.
+"""A run's folder on disk: the manifest, the training log, this peer's promises and contribution, states.
 
 Everything is written to a new file, fsynced and renamed, or appended with a length and a checksum; a torn tail is cut
 off on opening. Readers for the command line (`read_rounds`, `read_summary`) work without a daemon. Imports neither torch
@@ -115,7 +115,7 @@ class RunStore:
         partial = path.with_suffix(".partial")
         with partial.open("wb") as file:
             for vector in vectors:
-                file.write(memoryview(np.ascontiguousarray(vector, dtype="<f4")).cast("B"))
+                file.write(np.ascontiguousarray(vector, dtype="<f4").data.cast("B"))
             file.flush()
             os.fsync(file.fileno())
         partial.rename(path)
@@ -154,10 +154,16 @@ def row(entry: LogEntry) -> dict[str, Any]:
     """One log entry as JSON-ready text and numbers."""
     value = entry.certificate.value
     return {
-        "round": value.round, "parent": value.parent.hex(), "certificate": value.id.hex(), "state_digest": value.state.hex(),
+        "round": value.round,
+        "parent": value.parent.hex(),
+        "certificate": value.id.hex(),
+        "state_digest": value.state.hex(),
         "ballot": entry.certificate.ballot,
         "contributors": [{"peer_id": peer_name(c.peer), "tokens": c.tokens} for c in value.contributions],
-        "seconds": round(entry.seconds, 3), "bytes_up": entry.bytes_up, "bytes_down": entry.bytes_down, "tokens": value.tokens,
+        "seconds": round(entry.seconds, 3),
+        "bytes_up": entry.bytes_up,
+        "bytes_down": entry.bytes_down,
+        "tokens": value.tokens,
     }
 
 

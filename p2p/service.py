@@ -1,6 +1,6 @@
 """One peer's network half: transport, discovery, outer state and round, joined in one asyncio loop.
 
-Drives `round.Round` (which decides) by carrying out its effects: messages over `Links`, arithmetic in `Workshop` threads,
+Drives `round.Round` (which decides) by carrying out its effects: messages over `Links`, arithmetic in `Workshop`,
 durability in `RunStore`. Knows NumPy vectors, not models; the node puts it into a process and connects the trainer.
 """
 
@@ -105,11 +105,16 @@ class PeerService:
 
     async def open(self) -> None:
         """Start transport, DHT and links. Raises TransportError for what is wrong on this machine."""
-        known = [address for address in self.store.peers() if address not in self.settings.initial_peers]
         self.transport = await HivemindTransport.create(
-            identity_file=self.settings.identity_file, peer_id=self.identity.peer_id, host_maddrs=self.settings.host_maddrs,
-            announce_maddrs=self.settings.announce_maddrs, initial_peers=[*self.settings.initial_peers, *known],
-            socket_prefix=self.settings.socket_prefix, upnp=self.settings.upnp, nat=self.settings.nat,
+            identity_file=self.settings.identity_file,
+            peer_id=self.identity.peer_id,
+            host_maddrs=self.settings.host_maddrs,
+            announce_maddrs=self.settings.announce_maddrs,
+            initial_peers=self.settings.initial_peers,
+            socket_prefix=self.settings.socket_prefix,
+            upnp=self.settings.upnp,
+            nat=self.settings.nat,
+            remembered_peers=self.store.peers(),
         )
         self._stack.push_async_callback(self.transport.close)
         self.links = await self._stack.enter_async_context(Links(self.transport, self))
@@ -132,7 +137,14 @@ class PeerService:
         self._workshop, self.history, self.state_digest = resumed.workshop, resumed.history, resumed.digest
         now = time.monotonic()
         exchange = manifest.draft.exchange
-        self.round = Round(self.identity, resumed.chain, exchange, rounds=manifest.draft.run.rounds, trains=self.settings.trains, now=now)
+        self.round = Round(
+            self.identity,
+            resumed.chain,
+            exchange,
+            rounds=manifest.draft.run.rounds,
+            trains=self.settings.trains,
+            now=now,
+        )
         self._round_began = now
         self._start_tasks()
         vote, own = self.store.vote(), self.store.contribution()
@@ -146,8 +158,13 @@ class PeerService:
 
     def _start_tasks(self) -> None:
         self.discovery = Discovery(
-            self.transport, self.transport, self.identity, self.run_id, trains=self.settings.trains,
-            found=self._found, wall_clock=self.transport.now_s,
+            self.transport,
+            self.transport,
+            self.identity,
+            self.run_id,
+            trains=self.settings.trains,
+            found=self._found,
+            wall_clock=self.transport.time_s,
         )
         for task in (self._carry_out(), self._keep_time(), self.discovery.run()):
             self._spawn(task)
@@ -186,7 +203,11 @@ class PeerService:
 
         Ignored if the round is over or a contribution is fixed already. Raises NonFiniteError, ValueError.
         """
-        if self.round is None or parent != self.round.chain.tip.id or self.identity.peer_id in self.round.decree.exchange.heads:
+        if (
+            self.round is None
+            or parent != self.round.chain.tip.id
+            or self.identity.peer_id in self.round.decree.exchange.heads
+        ):
             return
         if tokens < 1 or steps < 1 or vector.shape != (self._workshop.layout.numel,):
             raise ValueError(f"not a contribution: {tokens} tokens, {steps} steps, {vector.shape} elements")
@@ -329,14 +350,18 @@ class PeerService:
         self.store.save_vote(effect.parent, effect.promised, effect.accepted)
 
     async def _reduce(self, effect: Reduce) -> None:
-        result, bad = await self._disk(self._workshop.reduce, effect.parent, effect.part, effect.sources, pool=self._codec_thread)
+        result, bad = await self._disk(
+            self._workshop.reduce, effect.parent, effect.part, effect.sources, pool=self._codec_thread
+        )
         if self.round is not None:
             roots = tuple(source.root for source in effect.sources)
             peers = tuple(source.peer for source in bad)
             self._do(self.round.reduced(time.monotonic(), effect.parent, effect.part, result, roots, peers))
 
     async def _step(self, effect: Step) -> None:
-        chunks = await self._disk(self._workshop.step, effect.parent, effect.part, effect.result, pool=self._state_thread)
+        chunks = await self._disk(
+            self._workshop.step, effect.parent, effect.part, effect.result, pool=self._state_thread
+        )
         if self.round is not None:
             self._do(self.round.stepped(time.monotonic(), effect.parent, effect.part, effect.result, chunks))
 
@@ -349,7 +374,12 @@ class PeerService:
             self.failure = error
             return
         now = time.monotonic()
-        entry = LogEntry(certificate, now - self._round_began, self.links.up_bytes - self._up_mark, self.links.down_bytes - self._down_mark)
+        entry = LogEntry(
+            certificate,
+            now - self._round_began,
+            self.links.up_bytes - self._up_mark,
+            self.links.down_bytes - self._down_mark,
+        )
         self._round_began, self._up_mark, self._down_mark = now, self.links.up_bytes, self.links.down_bytes
         await self._disk(self.blobs.sync, [part.digest for part in certificate.value.parts])
         await self._disk(self.store.append, entry)
@@ -391,7 +421,9 @@ class PeerService:
             except OSError as error:
                 if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                     raise
-                self.disk_problem = f"the disk under {self.settings.run_folder} is full: free some space, it goes on by itself."
+                self.disk_problem = (
+                    f"the disk under {self.settings.run_folder} is full: free some space, it goes on by itself."
+                )
                 await asyncio.sleep(DISK_PAUSE_S)
             else:
                 self.disk_problem = ""
@@ -406,5 +438,8 @@ class PeerService:
 
     def _remember_peers(self) -> None:
         if self.discovery is not None:
-            names = {peer: [a if "/p2p/" in a else f"{a}/p2p/{peer_name(peer)}" for a in found] for peer, found in self.discovery.addresses.items()}
+            names = {
+                peer: [a if "/p2p/" in a else f"{a}/p2p/{peer_name(peer)}" for a in found]
+                for peer, found in self.discovery.addresses.items()
+            }
             self.store.save_peers([address for found in names.values() for address in found])

@@ -47,7 +47,9 @@ class OuterState:
         return state_digest(self.round, self.tokens, self.chunks(layout))
 
 
-def load_state(path: Path, manifest: Manifest, parent: Digest, number: int, tokens: int, expected: Digest) -> OuterState:
+def load_state(
+    path: Path, manifest: Manifest, parent: Digest, number: int, tokens: int, expected: Digest
+) -> OuterState:
     """Read a state file and hold it against the digest it must have. Raises MismatchError."""
     vectors = 1 if manifest.draft.outer.momentum == 0 else 2
     size = vectors * 4 * manifest.genesis.numel
@@ -69,7 +71,10 @@ class Workshop:
         self._gather = codec(manifest.draft.exchange.gather_codec)
 
     def encode(self, parent: Digest, vector: Vector) -> tuple[Digest, tuple[Digest, ...]]:
-        """Encode and store a `(numel,) float32` pseudo-gradient; its root and its parts' digests. Raises NonFiniteError."""
+        """Encode and store a `(numel,) float32` pseudo-gradient; its root and its parts' digests.
+
+        Raises NonFiniteError.
+        """
         leaves = []
         for bounds in self.layout:
             data = self._contribution.encode(np.ascontiguousarray(vector[bounds]))
@@ -129,7 +134,10 @@ class Workshop:
         average = self._gather.decode(self.blobs.read(result), self.layout.size(part))
         momentum = None if self.state.momentum is None else self.state.momentum[bounds]
         params, moved = step_part(
-            self.state.params[bounds], momentum, average,
-            learning_rate=self._outer.learning_rate, momentum_factor=self._outer.momentum,
+            self.state.params[bounds],
+            momentum,
+            average,
+            learning_rate=self._outer.learning_rate,
+            momentum_factor=self._outer.momentum,
         )
         return [params] if moved is None else [params, moved]

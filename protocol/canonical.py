@@ -29,8 +29,15 @@ def decode(data: bytes | memoryview, *, limit: int) -> Any:
         raise MalformedError(f"{len(data)} bytes where at most {limit} are allowed")
     try:
         tree = msgpack.unpackb(
-            data, raw=False, strict_map_key=True, use_list=False, max_str_len=limit, max_bin_len=limit,
-            max_array_len=min(limit, _MAX_DEPTH_ITEMS), max_map_len=min(limit, _MAX_DEPTH_ITEMS), max_ext_len=0,
+            data,
+            raw=False,
+            strict_map_key=True,
+            use_list=False,
+            max_str_len=limit,
+            max_bin_len=limit,
+            max_array_len=min(limit, _MAX_DEPTH_ITEMS),
+            max_map_len=min(limit, _MAX_DEPTH_ITEMS),
+            max_ext_len=0,
         )
     except Exception as error:  # msgpack raises half a dozen unrelated types, ValueError and its own among them
         raise MalformedError(f"not canonical msgpack: {type(error).__name__}") from error

@@ -57,12 +57,12 @@ class PartResult:
 @dataclass(frozen=True)
 class Value:
     parent: Digest
-    round: int            # rounds certified along this chain, this one included
-    tokens: int           # certified tokens along this chain, this round's included
+    round: int  # rounds certified along this chain, this one included
+    tokens: int  # certified tokens along this chain, this round's included
     contributions: tuple[Contribution, ...]  # ascending peer order
     parts: tuple[PartResult, ...]
-    electorate: tuple[Voter, ...]            # of the next round, by seniority
-    state: Digest         # digest of the outer state after this round
+    electorate: tuple[Voter, ...]  # of the next round, by seniority
+    state: Digest  # digest of the outer state after this round
 
     @functools.cached_property
     def id(self) -> Digest:
@@ -71,7 +71,9 @@ class Value:
 
     def tree(self) -> list[Any]:
         return [
-            self.parent, self.round, self.tokens,
+            self.parent,
+            self.round,
+            self.tokens,
             [[c.peer, c.root, c.tokens] for c in self.contributions],
             [[p.included, p.digest] for p in self.parts],
             [[v.peer, v.journal] for v in self.electorate],
@@ -82,8 +84,13 @@ class Value:
     def from_tree(cls, tree: Any) -> "Value":
         parent, number, tokens, contributions, parts, electorate, state = fields(tree, 7)
         value = cls(
-            digest(parent), count(number), count(tokens),
-            tuple(Contribution(check_peer_id(p), digest(r), count(t)) for p, r, t in rows(contributions, 3, MAX_CONTRIBUTORS)),
+            digest(parent),
+            count(number),
+            count(tokens),
+            tuple(
+                Contribution(check_peer_id(p), digest(r), count(t))
+                for p, r, t in rows(contributions, 3, MAX_CONTRIBUTORS)
+            ),
             tuple(PartResult(octets(i, MAX_CONTRIBUTORS // 8), digest(d)) for i, d in rows(parts, 2, MAX_PARTS)),
             tuple(Voter(check_peer_id(p), octets(j, JOURNAL_BYTES)) for p, j in rows(electorate, 2, MAX_ELECTORATE)),
             digest(state),
@@ -174,10 +181,21 @@ class Certificate:
     def from_tree(cls, tree: Any) -> "Certificate":
         body, number, votes = fields(tree, 3)
         value, ballot = Value.from_tree(body), count(number, MAX_BALLOT)
-        return cls(value, ballot, tuple(
-            Vote(value.parent, ballot, value.id, check_peer_id(p), octets(j, JOURNAL_BYTES), octets(s, SIGNATURE_BYTES))
-            for p, j, s in rows(votes, 3, MAX_ELECTORATE)
-        ))
+        return cls(
+            value,
+            ballot,
+            tuple(
+                Vote(
+                    value.parent,
+                    ballot,
+                    value.id,
+                    check_peer_id(p),
+                    octets(j, JOURNAL_BYTES),
+                    octets(s, SIGNATURE_BYTES),
+                )
+                for p, j, s in rows(votes, 3, MAX_ELECTORATE)
+            ),
+        )
 
     def encode(self) -> bytes:
         return canonical.encode(self.tree())
@@ -189,6 +207,7 @@ class Certificate:
 
 # Readers of untrusted trees, shared with `messages`.
 
+
 def fields(tree: Any, number: int) -> tuple[Any, ...]:
     if not isinstance(tree, tuple) or len(tree) != number:
         raise MalformedError(f"expected {number} fields")
@@ -196,7 +215,11 @@ def fields(tree: Any, number: int) -> tuple[Any, ...]:
 
 
 def rows(tree: Any, width: int, limit: int) -> tuple[Any, ...]:
-    if not isinstance(tree, tuple) or len(tree) > limit or not all(isinstance(r, tuple) and len(r) == width for r in tree):
+    if (
+        not isinstance(tree, tuple)
+        or len(tree) > limit
+        or not all(isinstance(r, tuple) and len(r) == width for r in tree)
+    ):
         raise MalformedError(f"expected at most {limit} rows of {width} fields")
     return tree
 

@@ -24,9 +24,9 @@ def content_digest(data: bytes | memoryview) -> Digest:
 
 
 def array_digest(values: npt.NDArray[np.float32]) -> Digest:
-    """`content_digest` of a C-contiguous float32 vector's little-endian bytes, without a copy on little-endian hosts."""
+    """`content_digest` of a C-contiguous float32 vector's little-endian bytes."""
     little = np.ascontiguousarray(values, dtype="<f4")
-    return blake3(memoryview(little).cast("B")).digest()
+    return blake3(little.data.cast("B")).digest()
 
 
 def tree_digest(domain: str, tree: object) -> Digest:

@@ -1,7 +1,7 @@
 """The tree of errors. A message is fact + value + remedy, one or two sentences, ready to be shown to a person.
 
     AtollError
-    ├── MalformedError       bytes that do not parse, or parse to something out of bounds (hostile until shown otherwise)
+    ├── MalformedError       bytes that do not parse, or parse to something out of bounds
     ├── SignatureError       a signature that does not hold, or a signer that is not the one required
     ├── MismatchError        content whose digest is not the one it was asked for under
     ├── NonFiniteError       NaN, infinity or an absurd magnitude where arithmetic was about to happen

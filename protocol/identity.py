@@ -50,7 +50,9 @@ class Identity:
         if mode & 0o077:
             raise IdentityError(f"{path} is readable by others (mode {mode & 0o777:o}): run `chmod 600 {path}`.")
         if len(data) != len(_KEY_PREFIX) + 64 or not data.startswith(_KEY_PREFIX):
-            raise IdentityError(f"{path} is not an Ed25519 key file of libp2p's; restore it from a backup or move it away.")
+            raise IdentityError(
+                f"{path} is not an Ed25519 key file of libp2p's; restore it from a backup or move it away."
+            )
         identity = cls(data[4:36])
         if identity._public != data[36:]:
             raise IdentityError(f"{path} is damaged: its public half does not belong to its private half.")
@@ -120,4 +122,4 @@ def _domain(domain: str) -> bytes:
 
 @functools.lru_cache(maxsize=4096)
 def _public_key(peer_id: PeerId) -> Ed25519PublicKey:
-    return Ed25519PublicKey.from_public_bytes(peer_id[len(_PEER_PREFIX):])
+    return Ed25519PublicKey.from_public_bytes(peer_id[len(_PEER_PREFIX) :])

@@ -99,7 +99,11 @@ def _outer_steps(learning_rate: float, momentum_factor: float) -> Iterator[Vecto
     momentum = np.zeros(NUMEL, np.float32) if momentum_factor else None
     for seed in range(4):
         params, momentum = step_part(
-            params, momentum, numbers(NUMEL, 5000 + seed), learning_rate=learning_rate, momentum_factor=momentum_factor,
+            params,
+            momentum,
+            numbers(NUMEL, 5000 + seed),
+            learning_rate=learning_rate,
+            momentum_factor=momentum_factor,
         )
         yield params
         if momentum is not None:

@@ -1,4 +1,4 @@
-"""How a vector of `numel` elements is cut into parts. A part is the unit that is sent, reduced, certified and hashed."""
+"""How a vector of `numel` elements is cut into parts. A part is sent, reduced, certified and hashed as one."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -47,9 +47,13 @@ class ModelSettings:
 
 @dataclass(frozen=True)
 class DataSettings:
-    source: str = setting("stdlib", choices=("stdlib", "local"), doc="`stdlib`: the Python library's source; `local`: each peer's --data")
+    source: str = setting(
+        "stdlib", choices=("stdlib", "local"), doc="`stdlib`: the Python library's source; `local`: each peer's --data"
+    )
     sequence_length: int = setting(128, low=2, high=1 << 20, doc="tokens of one training sequence")
-    held_out_every: int = setting(20, low=2, high=100_000, doc="one document in this many is held out, by a hash of its name or text")
+    held_out_every: int = setting(
+        20, low=2, high=100_000, doc="one document in this many is held out, by a hash of its name or text"
+    )
     evaluation_tokens: int = setting(32_768, low=1, high=1 << 30, doc="at most this many held-out tokens are evaluated")
     text_field: str = setting("text", doc="field of JSONL rows and parquet columns that holds the text")
 
@@ -80,12 +84,20 @@ class OuterSettings:
 class ExchangeSettings:
     contribution_codec: str = setting("int8", choices=CODECS, doc="codec of the pseudo-gradients")
     gather_codec: str = setting("int8", choices=CODECS, doc="codec of the averages")
-    part_elements: int = setting(65_536, low=1024, high=1 << 22, doc="elements of one part (also of one chunk of the state)")
+    part_elements: int = setting(
+        65_536, low=1024, high=1 << 22, doc="elements of one part (also of one chunk of the state)"
+    )
     weights: str = setting("tokens", choices=("tokens", "equal"), doc="how contributions are weighted")
     token_unit: int = setting(128, low=1, high=1 << 40, doc="tokens per unit of weight; sums of units stay below 2^24")
-    grace_s: float = setting(60.0, low=0.1, high=86_400, doc="how long a round waits for peers that are alive but not READY")
-    min_round_s: float = setting(0.0, low=0, high=86_400, doc="a round is never closed sooner than this after its parent")
-    ballot_timeout_s: float = setting(10.0, low=0.05, high=86_400, doc="delta: how long a living leader's ballot may take before its successor's turn")
+    grace_s: float = setting(
+        60.0, low=0.1, high=86_400, doc="how long a round waits for peers that are alive but not READY"
+    )
+    min_round_s: float = setting(
+        0.0, low=0, high=86_400, doc="a round is never closed sooner than this after its parent"
+    )
+    ballot_timeout_s: float = setting(
+        10.0, low=0.05, high=86_400, doc="delta: how long a living leader's ballot may take before its successor's turn"
+    )
     heartbeat_s: float = setting(1.0, low=0.01, high=3600, doc="pause between READY messages")
     gone_after_s: float = setting(5.0, low=0.05, high=3600, doc="a peer silent for this long counts as gone")
     retain_rounds: int = setting(64, low=2, high=100_000, doc="results are kept for this many certified rounds")
@@ -133,13 +145,19 @@ class Draft:
         owner = _peer(self.run.owner, "run.owner")
         voters = [_peer(text, f"run.electorate[{i}]") for i, text in enumerate(self.run.electorate)] or [owner]
         if len(voters) > MAX_ELECTORATE:
-            raise ManifestError(f"`run.electorate` names {len(voters)} voters, at most {MAX_ELECTORATE} are allowed; others contribute all the same.")
+            raise ManifestError(
+                f"`run.electorate` names {len(voters)} voters, at most {MAX_ELECTORATE} are "
+                "allowed; others contribute all the same."
+            )
         if len(set(voters)) < len(voters):
             raise ManifestError("`run.electorate` names a peer twice; remove one of the two.")
-        units = math.ceil(self.inner.steps * self.inner.batch_sequences * self.data.sequence_length / self.exchange.token_unit)
+        units = math.ceil(
+            self.inner.steps * self.inner.batch_sequences * self.data.sequence_length / self.exchange.token_unit
+        )
         if self.exchange.weights == "tokens" and units * 2 >= WEIGHT_LIMIT:
             raise ManifestError(
-                f"one contribution would weigh {units} units, two of them too much for exact sums (2^24): raise `exchange.token_unit`."
+                f"one contribution would weigh {units} units, two of them too much for exact sums "
+                "(2^24): raise `exchange.token_unit`."
             )
 
 
@@ -172,7 +190,10 @@ class Manifest:
     def sign(cls, draft: Draft, genesis: GenesisSettings, owner: Identity) -> "Manifest":
         """Raises ManifestError if `owner` is not the draft's owner or genesis is incomplete."""
         if peer_name(owner.peer_id) != draft.run.owner:
-            raise ManifestError(f"`run.owner` is {draft.run.owner}, but this home's key is {peer_name(owner.peer_id)}: sign with the owner's home.")
+            raise ManifestError(
+                f"`run.owner` is {draft.run.owner}, but this home's key is {peer_name(owner.peer_id)}: "
+                "sign with the owner's home."
+            )
         unsigned = cls(draft, genesis, b"")
         unsigned._check_genesis()
         return dataclasses.replace(unsigned, signature=owner.sign("manifest", unsigned.run_id))

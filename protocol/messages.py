@@ -11,7 +11,18 @@ from typing import Any, ClassVar
 
 from atoll.protocol import canonical
 from atoll.protocol.certificate import (
-    JOURNAL_BYTES, MAX_BALLOT, MAX_PARTS, VALUE_LIMIT, Certificate, Value, Vote, count, digest, fields, octets, rows,
+    JOURNAL_BYTES,
+    MAX_BALLOT,
+    MAX_PARTS,
+    VALUE_LIMIT,
+    Certificate,
+    Value,
+    Vote,
+    count,
+    digest,
+    fields,
+    octets,
+    rows,
 )
 from atoll.protocol.digest import Digest
 from atoll.protocol.errors import MalformedError
@@ -27,28 +38,53 @@ class Ready:
     """Periodic signed status: heartbeat, progress, announcement of a contribution, and goodbye (`leaving`)."""
 
     kind: ClassVar[int] = 1
-    tip: Digest              # the certificate whose state the sender holds
+    tip: Digest  # the certificate whose state the sender holds
     round: int
-    phase: str               # for people
+    phase: str  # for people
     inner_step: int
-    trains: bool             # a trainer is running behind this peer
+    trains: bool  # a trainer is running behind this peer
     leaving: bool
-    rate_bps: int            # measured upload, bytes per second; 0 when not measured yet
+    rate_bps: int  # measured upload, bytes per second; 0 when not measured yet
     journal: bytes
-    root: Digest | None      # the sender's contribution under `tip`, once it is fixed
+    root: Digest | None  # the sender's contribution under `tip`, once it is fixed
     tokens: int
 
     def tree(self) -> list[Any]:
-        return [self.tip, self.round, self.phase, self.inner_step, self.trains, self.leaving, self.rate_bps,
-                self.journal, self.root, self.tokens]
+        return [
+            self.tip,
+            self.round,
+            self.phase,
+            self.inner_step,
+            self.trains,
+            self.leaving,
+            self.rate_bps,
+            self.journal,
+            self.root,
+            self.tokens,
+        ]
 
     @classmethod
     def from_tree(cls, tree: Any) -> "Ready":
         tip, number, phase, step, trains, leaving, rate, journal, root, tokens = fields(tree, 10)
-        if not isinstance(phase, str) or len(phase) > 16 or not isinstance(trains, bool) or not isinstance(leaving, bool):
+        if (
+            not isinstance(phase, str)
+            or len(phase) > 16
+            or not isinstance(trains, bool)
+            or not isinstance(leaving, bool)
+        ):
             raise MalformedError("READY with a field of the wrong type")
-        return cls(digest(tip), count(number), phase, count(step), trains, leaving, count(rate), octets(journal, JOURNAL_BYTES),
-                   None if root is None else digest(root), count(tokens))
+        return cls(
+            digest(tip),
+            count(number),
+            phase,
+            count(step),
+            trains,
+            leaving,
+            count(rate),
+            octets(journal, JOURNAL_BYTES),
+            None if root is None else digest(root),
+            count(tokens),
+        )
 
 
 @dataclass(frozen=True)
@@ -68,7 +104,14 @@ class Start:
     grace_ms: int
 
     def tree(self) -> list[Any]:
-        return [self.parent, self.ballot, self.attempt, list(self.members), [list(run) for run in self.owners], self.grace_ms]
+        return [
+            self.parent,
+            self.ballot,
+            self.attempt,
+            list(self.members),
+            [list(run) for run in self.owners],
+            self.grace_ms,
+        ]
 
     @classmethod
     def from_tree(cls, tree: Any) -> "Start":
@@ -79,7 +122,14 @@ class Start:
         if list(names) != sorted(set(names)):
             raise MalformedError("START's members are not in ascending peer order, each once")
         runs = tuple((count(i, len(names) - 1), count(n, MAX_PARTS)) for i, n in rows(owners, 2, MAX_PARTS))
-        return cls(digest(parent), count(ballot, MAX_BALLOT), count(attempt, MAX_BALLOT), names, runs, count(grace, MAX_MILLISECONDS))
+        return cls(
+            digest(parent),
+            count(ballot, MAX_BALLOT),
+            count(attempt, MAX_BALLOT),
+            names,
+            runs,
+            count(grace, MAX_MILLISECONDS),
+        )
 
     def owner_of(self, parts: int) -> tuple[PeerId, ...]:
         """Owner of each part. Raises MalformedError unless the runs cover exactly `parts` parts."""
@@ -89,13 +139,13 @@ class Start:
 
 
 class BlobKind(enum.IntEnum):
-    MANIFEST = 1    # under the run_id
+    MANIFEST = 1  # under the run_id
     TOKENIZER = 2
-    CHUNKS = 3      # list of an outer state's chunk digests, under its state digest
-    CHUNK = 4       # one chunk of an outer state
-    LEAVES = 5      # list of a contribution's part digests, under its root
-    PART = 6        # one part of a contribution
-    RESULT = 7      # the average of one part
+    CHUNKS = 3  # list of an outer state's chunk digests, under its state digest
+    CHUNK = 4  # one chunk of an outer state
+    LEAVES = 5  # list of a contribution's part digests, under its root
+    PART = 6  # one part of a contribution
+    RESULT = 7  # the average of one part
 
 
 @dataclass(frozen=True)
@@ -106,25 +156,47 @@ class Blob:
     content: BlobKind
     digest: Digest
     size: int | None
-    parent: Digest | None = None     # PART, LEAVES, RESULT: the round it belongs to
-    peer: PeerId | None = None       # PART, LEAVES: whose contribution
-    root: Digest | None = None       # PART: of that contribution
-    part: int = 0                    # PART, RESULT
-    roots: tuple[Digest, ...] = ()   # RESULT: the contributions in it, in ascending peer order
-    wanted: bool = False             # an answer to GET
+    parent: Digest | None = None  # PART, LEAVES, RESULT: the round it belongs to
+    peer: PeerId | None = None  # PART, LEAVES: whose contribution
+    root: Digest | None = None  # PART: of that contribution
+    part: int = 0  # PART, RESULT
+    roots: tuple[Digest, ...] = ()  # RESULT: the contributions in it, in ascending peer order
+    wanted: bool = False  # an answer to GET
 
     def tree(self) -> list[Any]:
-        return [int(self.content), self.digest, self.size, self.parent, self.peer, self.root, self.part,
-                list(self.roots), self.wanted]
+        return [
+            int(self.content),
+            self.digest,
+            self.size,
+            self.parent,
+            self.peer,
+            self.root,
+            self.part,
+            list(self.roots),
+            self.wanted,
+        ]
 
     @classmethod
     def from_tree(cls, tree: Any) -> "Blob":
         content, name, size, parent, peer, root, part, roots, wanted = fields(tree, 9)
-        if content not in BlobKind._value2member_map_ or not isinstance(roots, tuple) or len(roots) > MAX_CONTRIBUTORS or not isinstance(wanted, bool):
+        if (
+            content not in BlobKind._value2member_map_
+            or not isinstance(roots, tuple)
+            or len(roots) > MAX_CONTRIBUTORS
+            or not isinstance(wanted, bool)
+        ):
             raise MalformedError("BLOB with a field of the wrong type")
-        return cls(BlobKind(content), digest(name), None if size is None else count(size), None if parent is None else digest(parent),
-                   None if peer is None else check_peer_id(peer), None if root is None else digest(root), count(part, MAX_PARTS),
-                   tuple(digest(r) for r in roots), wanted)
+        return cls(
+            BlobKind(content),
+            digest(name),
+            None if size is None else count(size),
+            None if parent is None else digest(parent),
+            None if peer is None else check_peer_id(peer),
+            None if root is None else digest(root),
+            count(part, MAX_PARTS),
+            tuple(digest(r) for r in roots),
+            wanted,
+        )
 
 
 @dataclass(frozen=True)
@@ -170,7 +242,12 @@ class Promise:
     accepted: tuple[int, Value] | None
 
     def tree(self) -> list[Any]:
-        return [self.parent, self.ballot, self.journal, None if self.accepted is None else [self.accepted[0], self.accepted[1].tree()]]
+        return [
+            self.parent,
+            self.ballot,
+            self.journal,
+            None if self.accepted is None else [self.accepted[0], self.accepted[1].tree()],
+        ]
 
     @classmethod
     def from_tree(cls, tree: Any) -> "Promise":
@@ -220,8 +297,16 @@ class Voted:
     @classmethod
     def from_tree(cls, tree: Any) -> "Voted":
         parent, ballot, certificate, peer, journal, signature = fields(tree, 6)
-        return cls(Vote(digest(parent), count(ballot, MAX_BALLOT), digest(certificate), check_peer_id(peer),
-                        octets(journal, JOURNAL_BYTES), octets(signature, SIGNATURE_BYTES)))
+        return cls(
+            Vote(
+                digest(parent),
+                count(ballot, MAX_BALLOT),
+                digest(certificate),
+                check_peer_id(peer),
+                octets(journal, JOURNAL_BYTES),
+                octets(signature, SIGNATURE_BYTES),
+            )
+        )
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,12 @@ class PartReducer:
 
 
 def step_part(
-    params: Vector, momentum: Vector | None, average: Vector, *, learning_rate: float, momentum_factor: float,
+    params: Vector,
+    momentum: Vector | None,
+    average: Vector,
+    *,
+    learning_rate: float,
+    momentum_factor: float,
 ) -> tuple[Vector, Vector | None]:
     """(next parameters, next momentum) of one part, or of any stretch of it: elements do not depend on each other.
 

@@ -32,9 +32,9 @@ class PeerRecord:
     peer_id: PeerId
     run_id: bytes
     addresses: tuple[str, ...]  # multiaddrs with or without /p2p/ID
-    trains: bool                # False: a bootstrap and relay node
-    sequence: int               # grows with every record of this peer, across restarts too (unix milliseconds do)
-    expires_s: float            # unix time
+    trains: bool  # False: a bootstrap and relay node
+    sequence: int  # grows with every record of this peer, across restarts too (unix milliseconds do)
+    expires_s: float  # unix time
 
     def __post_init__(self) -> None:
         _check_bounds(self)
@@ -69,7 +69,12 @@ def record_key(run_id: bytes) -> str:
 
 
 def open_record(
-    data: bytes, *, subkey: str | None, now_s: float, run_id: bytes | None = None, grace_s: float = 0.0,
+    data: bytes,
+    *,
+    subkey: str | None,
+    now_s: float,
+    run_id: bytes | None = None,
+    grace_s: float = 0.0,
 ) -> PeerRecord:
     """The record behind sealed bytes that a stranger sent.
 

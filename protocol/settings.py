@@ -18,7 +18,11 @@ T = TypeVar("T")
 
 
 def setting(
-    default: Any = dataclasses.MISSING, *, doc: str, low: float | None = None, high: float | None = None,
+    default: Any = dataclasses.MISSING,
+    *,
+    doc: str,
+    low: float | None = None,
+    high: float | None = None,
     choices: tuple[Any, ...] | None = None,
 ) -> Any:
     """A dataclass field with its documentation and its bounds (inclusive)."""
@@ -67,7 +71,7 @@ def suggestion(word: str, known: typing.Iterable[str]) -> str:
 def _value(hint: Any, value: Any, path: str, bounds: Mapping[str, Any]) -> Any:
     origin = typing.get_origin(hint)
     if dataclasses.is_dataclass(hint):
-        return read(typing.cast(type[Any], hint), value, path)
+        return read(typing.cast("type[Any]", hint), value, path)
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
             raise ManifestError(f"`{path}` must be a list, not {_shown(value)}.")
@@ -103,7 +107,9 @@ def _scalar(hint: Any, value: Any, path: str, bounds: Mapping[str, Any]) -> Any:
 
 
 def _kind(hint: Any) -> str:
-    return {int: "a whole number", float: "a number", str: "a text", bool: "true or false", bytes: "bytes"}.get(hint, str(hint))
+    return {int: "a whole number", float: "a number", str: "a text", bool: "true or false", bytes: "bytes"}.get(
+        hint, str(hint)
+    )
 
 
 def _path(where: str, name: str) -> str:

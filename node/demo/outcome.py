@@ -15,7 +15,9 @@ from rich.text import Text
 from atoll.node.demo.cost import ddp_bytes_per_peer, reduction
 from atoll.node.demo.plan import DemoPlan
 from atoll.node.demo.snapshot import Snapshot
-from atoll.node.demo.text import bytes_text, sparkline
+from atoll.node.demo.text import bytes_text, short, sparkline
+
+_SHOWN_DIGEST = 32  # of 64 hex digits: enough to compare by eye, and it fits 80 columns
 
 
 @dataclass(frozen=True)
@@ -137,9 +139,10 @@ class Outcome:
 
     def _states(self) -> RenderableType:
         table = Table(box=None, pad_edge=False, header_style="bold")
-        for title in ("peer", "PeerID", "state digest", "sent", "received"):
+        for title in ("peer", "", "state digest", "sent", "received"):
             table.add_column(title, no_wrap=True, justify="right" if title in ("sent", "received") else "left")
         for peer in self.peers:
-            digest = peer.state_digest[:16] if peer.alive else peer.state.lower()
-            table.add_row(str(peer.index), peer.peer_id, digest, bytes_text(peer.up_bytes), bytes_text(peer.down_bytes))
+            digest = peer.state_digest[:_SHOWN_DIGEST] if peer.alive else peer.state.lower()
+            sent, received = bytes_text(peer.up_bytes), bytes_text(peer.down_bytes)
+            table.add_row(str(peer.index), short(peer.peer_id), digest, sent, received)
         return table

@@ -99,7 +99,7 @@ class PlainView:
         kind = peer.state if peer.state in ("FINISHED", "FAILED", "GONE", "KILLED", "STARTING") else "running"
         before, self._states[peer.index] = self._states.get(peer.index, "STARTING"), kind
         if kind != before:
-            because = f": {peer.reason}" if peer.reason else ""
+            because = f": {peer.reason}" if peer.reason and kind in ("FAILED", "GONE") else ""
             self.note(f"peer {peer.index} ({short(peer.peer_id)}) is {kind.lower()}{because}")
 
 

@@ -22,12 +22,12 @@ class Decree:
     tip: Tip
     exchange: Exchange
     learned_at: float
-    progress_at: float = 0.0              # last time anything new happened under this parent
+    progress_at: float = 0.0  # last time anything new happened under this parent
     first_ready_at: float | None = None
-    ballot: int = -1                      # highest ballot heard of
-    delta_factor: float = 1.0             # grows by half after each failed ballot whose leader was alive
-    frozen: bool = False                  # the trainer was asked for its contribution
-    empty: bool = False                   # and had nothing to give
+    ballot: int = -1  # highest ballot heard of
+    delta_factor: float = 1.0  # grows by half after each failed ballot whose leader was alive
+    frozen: bool = False  # the trainer was asked for its contribution
+    empty: bool = False  # and had nothing to give
     acceptor: Acceptor = field(default_factory=Acceptor)
     proposer: Proposer | None = None
     pending: Propose | None = None
@@ -38,7 +38,7 @@ class Decree:
     committing: bool = False
     stepped: dict[tuple[int, Digest], Chunks | None] = field(default_factory=dict)
     stepping: set[tuple[int, Digest]] = field(default_factory=set)
-    stored: set[Digest] = field(default_factory=set)   # results whose bytes are on this peer's disk
+    stored: set[Digest] = field(default_factory=set)  # results whose bytes are on this peer's disk
 
     def usable(self, part: int, result: Digest) -> bool:
         """The result is stored here and the next state's chunks of its part are known and finite."""
@@ -74,12 +74,17 @@ class Decree:
         state = self.next_state(number, tokens, tuple(part.digest for part in parts))
         if state is None:
             return None
-        return Value(self.tip.id, number, tokens, contributions, parts, electorates.successor(self.tip.electorate), state)
+        return Value(
+            self.tip.id, number, tokens, contributions, parts, electorates.successor(self.tip.electorate), state
+        )
 
     def contradicts_announcements(self, value: Value) -> bool:
         """Whether the value lists another root for a peer than the one that this peer heard it announce."""
         heads = self.exchange.heads
-        return any(c.peer in heads and (heads[c.peer].root, heads[c.peer].tokens) != (c.root, c.tokens) for c in value.contributions)
+        return any(
+            c.peer in heads and (heads[c.peer].root, heads[c.peer].tokens) != (c.root, c.tokens)
+            for c in value.contributions
+        )
 
 
 def result_digests(parts: tuple[PartResult, ...]) -> tuple[Digest, ...]:

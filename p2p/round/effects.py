@@ -1,4 +1,5 @@
-"""What the round asks of its driver, and nothing else: the service carries effects out for real, a simulator in virtual time.
+"""What the round asks of its driver, and nothing else: the service carries effects out for real,
+a simulator in virtual time.
 
 Effects are carried out in the order given; a `Save` is durable before anything after it begins.
 """

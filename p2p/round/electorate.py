@@ -39,7 +39,7 @@ def peers(electorate: Electorate) -> tuple[PeerId, ...]:
 
 @functools.lru_cache(maxsize=256)
 def leaders(parent: Digest, electorate: Electorate) -> tuple[PeerId, ...]:
-    """The order in which voters lead: a permutation seeded by the parent; ballot b is led by entry b modulo its length."""
+    """The order in which voters lead: a permutation seeded by the parent; entry b modulo its length leads ballot b."""
     return tuple(sorted(peers(electorate), key=lambda peer: blake3(parent + peer).digest()))
 
 

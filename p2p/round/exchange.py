@@ -124,11 +124,13 @@ class Exchange:
         return head == Head(root, tokens)
 
     def fix(self, root: Digest, tokens: int, leaves: tuple[Digest, ...]) -> None:
-        """This peer's own contribution: immutable from here on."""
+        """Take this peer's own contribution: immutable from here on."""
         self.announce(self.me, root, tokens)
         self.leaves[root] = leaves
         for part, digest in enumerate(leaves):
-            self.held[self.me, part] = Blob(BlobKind.PART, digest, self.shape.part_bytes[part], self.parent, self.me, root, part)
+            self.held[self.me, part] = Blob(
+                BlobKind.PART, digest, self.shape.part_bytes[part], self.parent, self.me, root, part
+            )
 
     def begin(self, start: Start, now: float) -> None:
         """Follow a START. Raises MalformedError if it does not cover the parts."""
@@ -138,7 +140,11 @@ class Exchange:
 
     def accepts(self, sender: PeerId, blob: Blob) -> bool:
         """Whether these bytes may be received at all: of this run's sizes, and not more than one vector each way."""
-        if blob.size is None or not self.shape.fits(blob) or (blob.content is not BlobKind.RESULT and blob.peer is None):
+        if (
+            blob.size is None
+            or not self.shape.fits(blob)
+            or (blob.content is not BlobKind.RESULT and blob.peer is None)
+        ):
             return False
         quota = 2 * (sum(self.shape.part_bytes) + sum(self.shape.result_bytes) + 2 * self.shape.leaves_bytes)
         spent = self._received_bytes.get(sender, 0) + blob.size
@@ -185,11 +191,18 @@ class Exchange:
         return out
 
     def spread(self, part: int, everybody: Iterable[PeerId]) -> list[SendBlob]:
-        """This peer's own result of a part, to those who do not have it yet."""
+        """Send this peer's own result of a part, to those who do not have it yet."""
         out: list[SendBlob] = []
         result = self.results.get((part, self.me))
         if result is not None:
-            blob = Blob(BlobKind.RESULT, result.digest, self.shape.result_bytes[part], self.parent, part=part, roots=result.roots)
+            blob = Blob(
+                BlobKind.RESULT,
+                result.digest,
+                self.shape.result_bytes[part],
+                self.parent,
+                part=part,
+                roots=result.roots,
+            )
             for peer in everybody:
                 if peer != self.me:
                     self._once(out, peer, blob)
@@ -254,7 +267,9 @@ class Exchange:
         roots = {head.root for head in self.heads.values()}
         return result if result and usable(part, result.digest) and roots.issuperset(result.roots) else None
 
-    def outcome(self, tip: Tip, usable: Callable[[int, Digest], bool]) -> tuple[tuple[Contribution, ...], tuple[PartResult, ...]] | None:
+    def outcome(
+        self, tip: Tip, usable: Callable[[int, Digest], bool]
+    ) -> tuple[tuple[Contribution, ...], tuple[PartResult, ...]] | None:
         """Contributions and results for a value under `tip`, once every part has one with somebody in it."""
         found = [self.announced(part, usable) for part in range(self.shape.parts)] if tip.id == self.parent else [None]
         results = [result for result in found if result is not None]
@@ -263,7 +278,12 @@ class Exchange:
         listed = {root for result in results for root in result.roots}
         if not listed:
             return None
-        contributions = tuple(Contribution(peer, h.root, h.tokens) for peer, h in sorted(self.heads.items()) if h.root in listed)
+        contributions = tuple(
+            Contribution(peer, h.root, h.tokens) for peer, h in sorted(self.heads.items()) if h.root in listed
+        )
         index = {c.root: i for i, c in enumerate(contributions)}
-        parts = tuple(PartResult(bitmap({index[r] for r in result.roots}, len(contributions)), result.digest) for result in results)
+        parts = tuple(
+            PartResult(bitmap({index[r] for r in result.roots}, len(contributions)), result.digest)
+            for result in results
+        )
         return contributions, parts

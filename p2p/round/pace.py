@@ -20,7 +20,7 @@ class Presence:
 
     ready: Ready | None = None
     heard_at: float = 0.0
-    gone_at: float = 0.0      # silent until then, it counts as gone
+    gone_at: float = 0.0  # silent until then, it counts as gone
     left: bool = False
 
 

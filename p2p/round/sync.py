@@ -1,4 +1,4 @@
-"""Bytes that this peer lacks and asks others for: one holder after another, each with a deadline, never twice at once."""
+"""Bytes that this peer lacks and asks others for: one holder after another, each with a deadline."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""Whole peers in virtual time: the real round, workshop, blobs and disk store; only network, clock and trainer are made up."""
+"""Whole peers in virtual time: real round, workshop, blobs and disk store; network, clock and trainer are made up."""
 
 import heapq
 import random
@@ -40,7 +40,9 @@ class Peer:
         resumed = boot.resume(self.store, self.blobs, self.swarm.manifest)
         self.workshop, self.history = resumed.workshop, resumed.history
         now, draft = self.swarm.now, self.swarm.manifest.draft
-        self.round = Round(self.identity, resumed.chain, draft.exchange, rounds=draft.run.rounds, trains=self.trains, now=now)
+        self.round = Round(
+            self.identity, resumed.chain, draft.exchange, rounds=draft.run.rounds, trains=self.trains, now=now
+        )
         self.alive, self.generation = True, self.generation + 1
         vote, own = self.store.vote(), self.store.contribution()
         if vote is not None and vote[0] == resumed.chain.tip.id:
@@ -78,7 +80,9 @@ class Peer:
 
     def later(self, delay: float, action: Callable[[], Any]) -> None:
         generation = self.generation
-        self.swarm.at(self.swarm.now + delay, lambda: action() if self.alive and generation == self.generation else None)
+        self.swarm.at(
+            self.swarm.now + delay, lambda: action() if self.alive and generation == self.generation else None
+        )
 
     def wake(self) -> None:
         """Set the one timer anew; those set before are void."""
@@ -112,11 +116,22 @@ class Peer:
             case Reduce():
                 result, bad = self.workshop.reduce(effect.parent, effect.part, effect.sources)
                 roots = tuple(s.root for s in effect.sources)
-                self.later(0.01, lambda: self.do(self.round.reduced(
-                    self.swarm.now, effect.parent, effect.part, result, roots, tuple(s.peer for s in bad))))
+                self.later(
+                    0.01,
+                    lambda: self.do(
+                        self.round.reduced(
+                            self.swarm.now, effect.parent, effect.part, result, roots, tuple(s.peer for s in bad)
+                        )
+                    ),
+                )
             case Step():
                 chunks = self.workshop.step(effect.parent, effect.part, effect.result)
-                self.later(0.01, lambda: self.do(self.round.stepped(self.swarm.now, effect.parent, effect.part, effect.result, chunks)))
+                self.later(
+                    0.01,
+                    lambda: self.do(
+                        self.round.stepped(self.swarm.now, effect.parent, effect.part, effect.result, chunks)
+                    ),
+                )
             case Commit():
                 self.workshop.commit(effect.certificate)
                 entry = LogEntry(effect.certificate, 1.0, 0, 0)
@@ -165,11 +180,25 @@ class Swarm:
         self.loss, self.on_effect = 0.0, lambda peer, effect: None
         identities = [Identity(bytes([seed % 256, i + 1]) + bytes(30)) for i in range(count)]
         names = [peer_name(i.peer_id) for i in identities]
-        settings = {"part_elements": PART, "token_unit": 1, "grace_s": 8.0, "ballot_timeout_s": 4.0, "heartbeat_s": 0.5,
-                    "gone_after_s": 2.0, "contribution_codec": "int8", "gather_codec": "int8", **exchange}
+        settings = {
+            "part_elements": PART,
+            "token_unit": 1,
+            "grace_s": 8.0,
+            "ballot_timeout_s": 4.0,
+            "heartbeat_s": 0.5,
+            "gone_after_s": 2.0,
+            "contribution_codec": "int8",
+            "gather_codec": "int8",
+            **exchange,
+        }
         outer = {"learning_rate": 0.7, "momentum": 0.9}
-        draft = Draft.from_tree({"run": {"name": "t", "owner": names[0], "rounds": 0, "electorate": names[:voters]},
-                                 "exchange": settings, "outer": outer})
+        draft = Draft.from_tree(
+            {
+                "run": {"name": "t", "owner": names[0], "rounds": 0, "electorate": names[:voters]},
+                "exchange": settings,
+                "outer": outer,
+            }
+        )
         params = np.linspace(-1, 1, NUMEL, dtype=np.float32)
         bounds = [slice(i, min(i + PART, NUMEL)) for i in range(0, NUMEL, PART)]
         chunks = [array_digest(v[b]) for v in (params, np.zeros_like(params)) for b in bounds]

@@ -13,7 +13,8 @@ def reach(swarm, number, seconds=400.0, peers=None):
     """Run until these (default: all live) peers have certified `number` rounds."""
     chosen = peers or swarm.live()
     assert swarm.run(seconds, lambda: all(p.round.chain.tip.round >= number for p in chosen)), [
-        (p.round.chain.tip.round, str(p.round.phase), p.notes) for p in chosen]
+        (p.round.chain.tip.round, str(p.round.phase), p.notes) for p in chosen
+    ]
     swarm.check_agreement()
 
 
@@ -42,7 +43,9 @@ def test_certified_average_is_the_weighted_mean_by_the_written_arithmetic(swarm)
                 vector = group.gradient(peer, value.parent, contribution.tokens // 100)
                 reducer.add(contribution.tokens, coder.decode(coder.encode(vector[bounds]), bounds.stop - bounds.start))
         average = coder.decode(coder.encode(reducer.average()), bounds.stop - bounds.start)
-        params[bounds], momentum[bounds] = step_part(params[bounds], momentum[bounds], average, learning_rate=0.7, momentum_factor=0.9)
+        params[bounds], momentum[bounds] = step_part(
+            params[bounds], momentum[bounds], average, learning_rate=0.7, momentum_factor=0.9
+        )
     restored = group[1].store.saved_states()[value.id].read_bytes()
     assert restored == params.tobytes() + momentum.tobytes()
 
@@ -60,8 +63,15 @@ PHASES = {
 
 
 @pytest.mark.parametrize("told", [True, False], ids=["seen", "silent"])
-@pytest.mark.parametrize(("phase", "who"), [
-    (phase, who) for phase in PHASES for who in ("leader", "other") if who == "leader" or phase not in ("start", "propose")])
+@pytest.mark.parametrize(
+    ("phase", "who"),
+    [
+        (phase, who)
+        for phase in PHASES
+        for who in ("leader", "other")
+        if who == "leader" or phase not in ("start", "propose")
+    ],
+)
 def test_death_in_any_phase_ends_in_agreement_of_the_survivors(swarm, phase, who, told):
     group = swarm(5, seed=list(PHASES).index(phase))
     reach(group, 1)
