@@ -1,9 +1,9 @@
 """Messages and blobs to and from every peer, over one transport: a control and a bulk stream per direction and peer.
 
 Frames are length-prefixed. Messages on a control stream never wait behind bytes on a bulk stream. A blob is named when
-it is queued and read from disk when its turn comes, so memory stays bounded; each is acknowledged, which paces the sender
-and measures the link. When a stream breaks, what was under way is forgotten and the observer told: the round sends again
-what still matters. Knows no rounds; the service calls it.
+it is queued and read from disk when its turn comes, so memory stays bounded; each is acknowledged, which paces the
+sender and measures the link. When a stream breaks, what was under way is forgotten and the observer told: the round
+sends again what still matters. Knows no rounds; the service calls it.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ import contextlib
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Protocol
+from typing import Protocol, Self
 
 from atoll.p2p.transport.port import Stream, Transport, TransportError
 from atoll.protocol import canonical
@@ -53,7 +53,7 @@ class Links:
         self._tasks = asyncio.TaskGroup()
         self.rate_bps = 0.0
 
-    async def __aenter__(self) -> "Links":
+    async def __aenter__(self) -> Self:
         await self._tasks.__aenter__()
         self.transport.serve(CONTROL, self._read_control)
         self.transport.serve(BULK, self._read_bulk)
@@ -195,9 +195,7 @@ class Links:
         if size > limit:
             raise MalformedError(f"a frame of {size} bytes, at most {limit} are allowed")
         self.down_bytes += 4 + size
-        pieces = []
-        for at in range(0, size, PIECE):
-            pieces.append(await stream.read_exactly(min(PIECE, size - at), timeout_s=STALL_S))
+        pieces = [await stream.read_exactly(min(PIECE, size - at), timeout_s=STALL_S) for at in range(0, size, PIECE)]
         return b"".join(pieces)
 
 

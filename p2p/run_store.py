@@ -1,8 +1,8 @@
 """A run's folder on disk: the manifest, the training log, this peer's promises and contribution, states.
 
 Everything is written to a new file, fsynced and renamed, or appended with a length and a checksum; a torn tail is cut
-off on opening. Readers for the command line (`read_rounds`, `read_summary`) work without a daemon. Imports neither torch
-nor hivemind.
+off on opening. Readers for the command line (`read_rounds`, `read_summary`) work without a daemon. Imports neither
+torch nor hivemind.
 """
 
 import os

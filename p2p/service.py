@@ -29,7 +29,7 @@ from atoll.p2p.run_store import LogEntry, RunStore
 from atoll.p2p.transport.hivemind import HivemindTransport
 from atoll.p2p.transport.port import TransportError
 from atoll.p2p.workshop import OuterState, Workshop
-from atoll.protocol import canonical
+from atoll.protocol import canonical, known_answer
 from atoll.protocol.certificate import Certificate, Contribution
 from atoll.protocol.certificate import digest as check_digest
 from atoll.protocol.digest import ZERO_DIGEST, Digest
@@ -37,6 +37,7 @@ from atoll.protocol.errors import AtollError, MismatchError, NonFiniteError
 from atoll.protocol.identity import Identity, PeerId, peer_name
 from atoll.protocol.manifest import Manifest
 from atoll.protocol.messages import Blob, BlobKind, Get, Message, seal, unseal
+from atoll.protocol.outer_step import assert_denormals
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -97,8 +98,8 @@ class PeerService:
         self._stack = contextlib.AsyncExitStack()
         self._tasks: asyncio.TaskGroup
         self._running: set[asyncio.Task[None]] = set()
-        self._state_thread = ThreadPoolExecutor(1, "outer-state")
-        self._codec_thread = ThreadPoolExecutor(1, "codec")
+        self._state_thread = ThreadPoolExecutor(1, "outer-state", assert_denormals)
+        self._codec_thread = ThreadPoolExecutor(1, "codec", assert_denormals)
         self._round_began, self._up_mark, self._down_mark = time.monotonic(), 0, 0
 
     # Life.
@@ -128,8 +129,10 @@ class PeerService:
     async def enter(self, manifest: Manifest, genesis: Path | None) -> None:
         """Take part in a run: returns when an outer state is held and the round runs.
 
-        Raises MismatchError if `genesis` or what lies on disk is not this run's.
+        Raises MismatchError if `genesis` or what lies on disk is not this run's, NondeterministicCpuError if this
+        machine's arithmetic is not the protocol's.
         """
+        known_answer.check()
         self.manifest, self.run_id = manifest, manifest.run_id
         await self._disk(boot.keep_manifest, self.store, manifest, genesis)
         await boot.fetch_missing(self._fetcher, manifest, self.store, self.blobs)

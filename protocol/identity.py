@@ -65,11 +65,24 @@ class Identity:
             return cls.load(path)
         identity = cls.generate()
         seed = identity._key.private_bytes(Encoding.Raw, PrivateFormat.Raw, NoEncryption())
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(_KEY_PREFIX + seed + identity._public)
-            file.flush()
-            os.fsync(file.fileno())
+        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+        try:
+            descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(_KEY_PREFIX + seed + identity._public)
+                file.flush()
+                os.fsync(file.fileno())
+            try:
+                os.link(partial, path)  # whole or not at all, and the first of two starts wins
+            except FileExistsError:
+                return cls.load(path)
+            except OSError:
+                partial.rename(path)  # a file system without hard links
+            finally:
+                partial.unlink(missing_ok=True)
+            _sync_folder(path.parent)
+        except OSError as error:
+            raise IdentityError(f"cannot write the key file {path}: {error.strerror}; choose another home.") from error
         return identity
 
     def sign(self, domain: str, payload: bytes) -> bytes:
@@ -114,6 +127,14 @@ def parse_peer(text: str) -> PeerId:
         return check_peer_id(b"\0" * zeros + number.to_bytes((number.bit_length() + 7) // 8, "big"))
     except MalformedError as error:
         raise MalformedError(f"{text[:80]!r} is not the PeerID of an Ed25519 key (12D3Koo…).") from error
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _domain(domain: str) -> bytes:

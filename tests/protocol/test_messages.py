@@ -1,0 +1,111 @@
+"""The nine messages: what is sealed is unsealed, and nothing else."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from atoll.protocol import canonical
+from atoll.protocol.certificate import (
+    FIRST_JOURNAL,
+    Certificate,
+    Contribution,
+    PartResult,
+    Value,
+    Vote,
+    Voter,
+    bitmap,
+)
+from atoll.protocol.errors import AtollError, MalformedError, SignatureError
+from atoll.protocol.identity import Identity
+from atoll.protocol.messages import (
+    Blob,
+    BlobKind,
+    Cert,
+    Get,
+    Prepare,
+    Promise,
+    Propose,
+    Ready,
+    Start,
+    Voted,
+    seal,
+    unseal,
+)
+
+ME, OTHER = Identity(b"\1" * 32), Identity(b"\2" * 32)
+RUN, D = bytes(32), bytes([5]) * 32
+VALUE = Value(
+    D,
+    1,
+    10,
+    (Contribution(ME.peer_id, D, 10),),
+    (PartResult(bitmap({0}, 1), D),),
+    (Voter(ME.peer_id, FIRST_JOURNAL),),
+    D,
+)
+VOTE = Vote.cast(ME, FIRST_JOURNAL, 0, VALUE)
+MEMBERS = tuple(sorted([ME.peer_id, OTHER.peer_id]))
+NINE = [
+    Ready(D, 3, "TRAIN", 4, True, False, 1000, FIRST_JOURNAL, D, 10),
+    Ready(D, 3, "TRAIN", 4, True, False, 1000, FIRST_JOURNAL, None, 0),
+    Start(D, 0, 17, MEMBERS, ((0, 3), (1, 2)), 60_000),
+    Blob(BlobKind.RESULT, D, 100, D, part=4, roots=(D,), wanted=True),
+    Blob(BlobKind.PART, D, None, None),
+    Get(BlobKind.CHUNK, D),
+    Prepare(D, 2),
+    Promise(D, 2, FIRST_JOURNAL, (1, VALUE)),
+    Promise(D, 2, FIRST_JOURNAL, None),
+    Propose(0, VALUE),
+    Voted(VOTE),
+    Cert(Certificate(VALUE, 0, (VOTE,))),
+]
+
+
+@pytest.mark.parametrize("message", NINE, ids=lambda m: type(m).__name__)
+def test_a_message_arrives_as_it_was_sent(message):
+    assert unseal(seal(message, RUN, ME), RUN, ME.peer_id) == message
+
+
+@pytest.mark.parametrize("message", [m for m in NINE if not isinstance(m, (Blob, Get))], ids=lambda m: type(m).__name__)
+def test_a_message_of_another_run_or_another_sender_is_not_believed(message):
+    data = seal(message, RUN, ME)
+    with pytest.raises(SignatureError):
+        unseal(data, D, ME.peer_id)
+    with pytest.raises(SignatureError):
+        unseal(data, RUN, OTHER.peer_id)
+
+
+@pytest.mark.parametrize("message", NINE, ids=lambda m: type(m).__name__)
+def test_a_message_cut_or_changed_anywhere_is_refused_in_words(message):
+    data = seal(message, RUN, ME)
+    for at in range(0, len(data), 7):
+        with pytest.raises(AtollError):
+            unseal(data[:at], RUN, ME.peer_id)
+        changed = data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+        if not isinstance(message, (Blob, Get)):
+            with pytest.raises(AtollError):
+                unseal(changed, RUN, ME.peer_id)
+
+
+@given(st.binary(max_size=400))
+def test_noise_is_refused_in_words(data):
+    with pytest.raises(AtollError):
+        unseal(data, RUN, ME.peer_id)
+
+
+def test_a_vote_in_another_peers_name_is_refused():
+    body = canonical.encode(Voted(VOTE).tree())
+    sealed = canonical.encode([Voted.kind, body, OTHER.sign("message", RUN + bytes([Voted.kind]) + body)])
+    with pytest.raises(MalformedError):
+        unseal(sealed, RUN, OTHER.peer_id)
+
+
+def test_a_promise_names_no_value_of_its_own_ballot_or_a_later_one():
+    with pytest.raises(MalformedError):
+        unseal(seal(Promise(D, 2, FIRST_JOURNAL, (2, VALUE)), RUN, ME), RUN, ME.peer_id)
+
+
+@pytest.mark.parametrize("members", [(), MEMBERS[::-1], (MEMBERS[0], MEMBERS[0])], ids=["none", "unordered", "twice"])
+def test_start_lists_members_in_order_and_once(members):
+    with pytest.raises(MalformedError):
+        unseal(seal(Start(D, 0, 0, members, (), 0), RUN, ME), RUN, ME.peer_id)
