@@ -54,10 +54,11 @@ class Child:
 
     @classmethod
     async def start(
-        cls, command: Sequence[str], settings: Mapping[str, Any], log: RotatingLog, environment: Mapping[str, str] | None = None
+        cls, command: Sequence[str], settings: Mapping[str, Any], log: RotatingLog,
+        environment: Mapping[str, str] | None = None,
     ) -> "Child":
         """Raises OSError if the process cannot be made."""
-        process = subprocess.Popen(
+        process = subprocess.Popen(  # noqa: ASYNC220  returns within milliseconds, and asyncio's own waits for pipes
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, process_group=0,
             bufsize=0, env={**os.environ, **(environment or {})},
         )

@@ -56,7 +56,8 @@ class Client:
         """Ask the daemon to end, and wait until it has. Raises IpcError if it has not after `timeout_s`."""
         pid = int(self._call("down"))
         if not _wait_end(pid, timeout_s, self._home):
-            raise IpcError(f"the daemon (pid {pid}) has not ended within {timeout_s:.0f} s: see {self._home.log('daemon')}.")
+            log = self._home.log("daemon")
+            raise IpcError(f"the daemon (pid {pid}) has not ended within {timeout_s:.0f} s: see {log}.")
 
     def _call(self, call: str, args: Mapping[str, Any] | None = None) -> Any:
         deadline = time.monotonic() + self._timeout_s
@@ -65,7 +66,7 @@ class Client:
             try:
                 connection.connect(str(self._home.api_socket))
                 connection.sendall(ipc.pack(ipc.Frame(call=call, request_id=1, args=dict(args or {}))))
-                return _answer(connection, deadline).result()
+                return _lists(_answer(connection, deadline).result())
             except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError) as error:
                 raise self._absent() from error
             except TimeoutError as error:
@@ -84,6 +85,13 @@ class Client:
         if pid is not None:
             return IpcError(f"the daemon (pid {pid}) is just starting or ending: try again in a moment.")
         return NotRunningError(f"no daemon runs on the home {self._home.root}: start it with `atoll up`.")
+
+
+def _lists(tree: Any) -> Any:
+    """The tree as JSON would give it: canonical bytes come back with tuples."""
+    if isinstance(tree, dict):
+        return {key: _lists(value) for key, value in tree.items()}
+    return [_lists(item) for item in tree] if isinstance(tree, tuple) else tree
 
 
 def _answer(connection: socket.socket, deadline: float) -> ipc.Frame:

@@ -1,7 +1,7 @@
 """The node's own settings: `config.toml` in its home.
 
-Every key is optional. Flags of `atoll up` that describe the node (port, data, ranks, …) are written back here, comments
-kept, so that `atoll up` alone does the same again. Knows nothing of runs: those have their manifest.
+Every key is optional. Flags of `atoll up` that describe the node (port, data, ranks, …) are written back here, with
+comments kept, so that `atoll up` alone does the same again. Knows nothing of runs: those have their manifest.
 """
 
 import dataclasses
@@ -22,12 +22,14 @@ from atoll.protocol.settings import setting
 
 _PORTS = range(20_000, 32_000)  # below the ports that Linux lends to outgoing connections
 _CONFIG_BYTES = 1 << 20
+_ALL_HOSTS = ("0.0.0.0", "::")  # noqa: S104  the p2p port is for everybody
+_HEAD = "# Settings of this node; `atoll up` flags end up here.\n"
 
 
 @dataclass(frozen=True)
 class NodeConfig:
-    port: int = setting(0, low=0, high=65_535, doc="port of the p2p network; 0: pick one at the first start and keep it")
-    hosts: tuple[str, ...] = setting(("0.0.0.0", "::"), doc="addresses to listen on; those that this machine lacks are left out")  # noqa: S104
+    port: int = setting(0, low=0, high=65_535, doc="port of the p2p network; 0: pick one and keep it")
+    hosts: tuple[str, ...] = setting(_ALL_HOSTS, doc="addresses to listen on, as far as this machine has them")
     loopback: bool = setting(False, doc="listen on 127.0.0.1 only, with no NAT traversal (tests, demo)")
     announce: tuple[str, ...] = setting((), doc="multiaddrs to tell others instead of those that are found")
     bootstrap: tuple[str, ...] = setting((), doc="multiaddrs with /p2p/ID to dial beside those of the run")
@@ -37,7 +39,7 @@ class NodeConfig:
     trainer: bool = setting(True, doc="false: a bootstrap and relay node that trains nothing")
     ranks: int = setting(1, low=1, high=64, doc="local training processes, one per GPU")
     threads: int = setting(0, low=0, high=1024, doc="CPU threads of each rank; 0: the machine's cores shared out")
-    data: tuple[str, ...] = setting((), doc="text, JSONL or parquet files or folders to train on; empty: the run's default")
+    data: tuple[str, ...] = setting((), doc="text, JSONL or parquet files or folders; empty: the run's default")
     log_mb: int = setting(5, low=1, high=10_000, doc="size at which a log file is rotated; three old ones are kept")
 
     def rank_threads(self) -> int:
@@ -80,7 +82,7 @@ def remember(home: Home, flags: Mapping[str, Any]) -> None:
         return
     import tomlkit
 
-    text = home.config.read_text() if home.config.exists() else "# Settings of this node; `atoll up` flags end up here.\n"
+    text = home.config.read_text() if home.config.exists() else _HEAD
     document = tomlkit.parse(text)
     for key, value in flags.items():
         document[key] = list(value) if isinstance(value, tuple) else value
@@ -124,7 +126,8 @@ def _read(tree: Mapping[str, Any]) -> NodeConfig:
         for address in getattr(config, name):
             if not address.startswith("/") or (name == "bootstrap" and "/p2p/" not in address):
                 raise ManifestError(
-                    f"`{name}` holds {address[:80]!r}, which is not a multiaddr such as /ip4/203.0.113.7/tcp/4001/p2p/12D3Koo…"
+                    f"`{name}` holds {address[:80]!r}, which is not a multiaddr such as "
+                    "/ip4/203.0.113.7/tcp/4001/p2p/12D3Koo…"
                 )
     return config
 

@@ -51,7 +51,8 @@ def _section(title: str, kind: Any, values: dict[str, Any]) -> str:
         lines += [f"# {_comment(field)}", f"{field.name} = {_toml(value)}"]
     if kind is ModelSettings:
         config = next(field for field in dataclasses.fields(kind) if field.name == "config")
-        lines += ["", "[model.config]", f"# {config.metadata['doc']}", *(f"{key} = {_toml(value)}" for key, value in MODEL_CONFIG.items())]
+        lines += ["", "[model.config]", f"# {config.metadata['doc']}"]
+        lines += [f"{key} = {_toml(value)}" for key, value in MODEL_CONFIG.items()]
     return "\n".join(lines) + "\n"
 
 

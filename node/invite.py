@@ -1,8 +1,8 @@
 """An invite: one word that a person can paste, with all that a newcomer needs to find a run.
 
 `atoll1` and then base58 of: version, run_id, number of addresses, addresses, 4 bytes of SHA-256. The usual addresses
-(IP, TCP or QUIC, a PeerID) take 39 bytes, all others their text. The invite is no secret and proves nothing: manifest and
-genesis are verified against its run_id.
+(IP, TCP or QUIC, a PeerID) take 39 bytes, all others their text. The invite is no secret and proves nothing: manifest
+and genesis are verified against its run_id.
 """
 
 import hashlib

@@ -83,13 +83,16 @@ class FrameReader:
         try:
             while (frame := self._next()) is not None:
                 frames.append(frame)
-            if len(self._files) > MAX_FILES:
-                raise IpcError("more open files than frames speak of")
+            self._check_files()
         except BaseException:
             for done in frames:
                 done.close_files()
             raise
         return frames
+
+    def _check_files(self) -> None:
+        if len(self._files) > MAX_FILES:
+            raise IpcError("more open files than frames speak of")
 
     def close(self) -> None:
         while self._files:
@@ -124,14 +127,15 @@ def _parse(tree: Any) -> Frame:
     if not isinstance(tree, dict) or not _whole(tree.get("files"), MAX_FILES):
         raise IpcError("a frame that is no message")
     keys, args = set(tree) - {"files"}, tree.get("args")
-    if keys == {"call", "id", "args"} and isinstance(tree["call"], str) and _whole(tree["id"]) and isinstance(args, dict):
+    numbered = _whole(tree.get("id"))
+    if keys == {"call", "id", "args"} and isinstance(tree["call"], str) and numbered and isinstance(args, dict):
         return Frame(call=tree["call"], request_id=tree["id"], args=args)
     if keys == {"event", "args"} and isinstance(tree["event"], str) and isinstance(args, dict):
         return Frame(event=tree["event"], args=args)
-    if keys == {"id", "ok"} and _whole(tree["id"]):
+    if keys == {"id", "ok"} and numbered:
         return Frame(answer_to=tree["id"], value=tree["ok"])
     error = tree.get("error")
-    if keys == {"id", "error"} and _whole(tree["id"]) and isinstance(error, tuple) and len(error) == 2:
+    if keys == {"id", "error"} and numbered and isinstance(error, tuple) and len(error) == 2:
         code, text = error
         if isinstance(code, str) and isinstance(text, str):
             return Frame(answer_to=tree["id"], error=(code, text))

@@ -1,8 +1,8 @@
 """Both ends of a local socket in an event loop: requests with answers, and events, on one connection.
 
 A connection that does not read what it is sent, or breaks the rules of `ipc`, is closed; the other ones go on. Requests
-run side by side, so one that waits for a round does not hold up the rest. Used by the supervisor (API server, and client
-of the p2p service) and by the p2p service's process.
+run side by side, so one that waits for a round does not hold up the rest. Used by the supervisor (API server, and
+client of the p2p service) and by the p2p service's process.
 """
 
 import asyncio
@@ -57,7 +57,7 @@ class Connection:
                 tasks.create_task(self._read(tasks))
                 tasks.create_task(self._write())
                 await self._closing.wait()
-                raise _ClosedError
+                raise _ClosedError  # noqa: TRY301  ends the group's tasks
         except* _ClosedError:
             pass
         finally:
@@ -281,7 +281,7 @@ async def connect(path: Path, answer: Answerer, on_event: Listener) -> Connectio
     return Connection(connected, answer, on_event)
 
 
-def ignore_event(event: str, args: dict[str, Any]) -> None:  # noqa: ARG001
+def ignore_event(event: str, args: dict[str, Any]) -> None:
     """A listener for ends that expect no events."""
 
 

@@ -1,8 +1,8 @@
 """Keeping one kind of child alive: started, restarted after a pause when it dies, given up with a name in the end.
 
 The children of one start belong together (the ranks of a trainer): when one ends, the others are ended too, and all are
-started again. Knows neither what they do nor the terminal; the supervisor has one keeper for the p2p service and one for
-the trainer.
+started again. Knows neither what they do nor the terminal; the supervisor has one keeper for the p2p service and one
+for the trainer.
 """
 
 import asyncio
@@ -31,7 +31,8 @@ class Role:
 
 class Keeper:
     def __init__(
-        self, role: Role, start: Callable[[], Awaitable[Sequence[Child]]], say: Callable[[str], None], backoff: Backoff | None = None,
+        self, role: Role, start: Callable[[], Awaitable[Sequence[Child]]], say: Callable[[str], None],
+        backoff: Backoff | None = None,
     ) -> None:
         """`start` starts the children of one life; `say` takes one line for a person."""
         self._role = role
@@ -60,7 +61,8 @@ class Keeper:
                 )
             self.trouble = ended.message
             self.restarts += 1
-            self._say(f"the {self._role.name} ended ({ended.message}); it starts again in {pause:g} s; its log: {self._role.log}")
+            name, log = self._role.name, self._role.log
+            self._say(f"the {name} ended ({ended.message}); it starts again in {pause:g} s; its log: {log}")
             await _first(self._stopping.wait(), asyncio.sleep(pause))
 
     async def stop(self, grace_s: float) -> None:

@@ -80,8 +80,9 @@ class Launch:
 
     def _environment(self, rank: int, threads: int) -> dict[str, str]:
         """What torch reads before any of our code runs."""
-        wanted = {
+        environment = {
             "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(self.config.ranks),
-            "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false",
+            "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false",
         }
-        return {key: value for key, value in wanted.items() if key != "GLOO_SOCKET_IFNAME" or os.uname().sysname == "Linux"}
+        loopback = {"Linux": "lo", "Darwin": "lo0"}.get(os.uname().sysname)
+        return {**environment, "GLOO_SOCKET_IFNAME": loopback} if loopback else environment

@@ -9,6 +9,7 @@ import errno
 import fcntl
 import os
 from types import TracebackType
+from typing import Self
 
 import psutil
 
@@ -36,10 +37,12 @@ class DaemonLock:
             os.close(self._descriptor)
             raise
 
-    def __enter__(self) -> "DaemonLock":
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.release()
 
     def release(self) -> None:

@@ -52,8 +52,9 @@ def round_line(row: Mapping[str, Any], loss: float | None) -> str:
     """One certified round."""
     contributors = row.get("contributors") or ()
     tokens = sum(int(entry.get("tokens", 0)) for entry in contributors)
+    peers = "1 peer" if len(contributors) == 1 else f"{len(contributors)} peers"
     parts = [
-        f"round {row.get('round')}: {len(contributors)} {'peer' if len(contributors) == 1 else 'peers'}, {tokens:,} tokens",
+        f"round {row.get('round')}: {peers}, {tokens:,} tokens",
         f"{float(row.get('seconds') or 0):.1f} s",
     ]
     if row.get("ballot"):

@@ -2,8 +2,8 @@
 
 A thread of its own keeps the connection: it reads what the service tells and connects again when the service has been
 restarted, so that `report` returns at once whatever happens and the inner loop goes on. What was lost with a service (a
-contribution that it held, a wait) is handed over again to its successor. Knows neither the supervisor nor torch; made by
-`rank_process`.
+contribution that it held, a wait) is handed over again to its successor. Knows neither the supervisor nor torch; made
+by `rank_process`.
 """
 
 import contextlib
@@ -102,7 +102,8 @@ class SocketOuterSync:
         self._send_now(ipc.Frame(event="progress", args={
             "parent": progress.parent, "inner_step": int(progress.inner_step), "inner_steps": int(progress.inner_steps),
             "loss": float(progress.loss), "tokens": int(progress.tokens), "tokens_per_s": float(progress.tokens_per_s),
-            "skipped_steps": int(progress.skipped_steps), "epoch": int(progress.epoch), "notice": str(progress.notice)[:500],
+            "skipped_steps": int(progress.skipped_steps), "epoch": int(progress.epoch),
+            "notice": str(progress.notice)[:500],
         }))
         with self._news:
             if self._stopping:
@@ -192,7 +193,7 @@ class SocketOuterSync:
         return snapshot
 
     def _hand_over(self, mine: _Outstanding) -> bool:
-        """Send a contribution; False if the connection ended before it was taken. Raises ValueError if it is refused."""
+        """Send a contribution; False if the connection ended before it was taken. Raises ValueError if refused."""
         args = {"parent": mine.parent, "tokens": mine.tokens, "steps": mine.steps}
         try:
             instance = self._await_service()

@@ -1,4 +1,4 @@
-"""Which run `atoll up` is about, and what of it is at hand: a signed manifest file, an invite, or the home's current run.
+"""Which run `atoll up` is about, and what of it is at hand: a manifest file, an invite, or the home's current run.
 
 A manifest file brings its neighbours `<name>.genesis` and `<name>.tokenizer.json` where they exist; what is missing
 comes from peers. Everything is verified before it enters the home. Called by `atoll up` and, for the names, by
@@ -19,6 +19,7 @@ from atoll.protocol.manifest import MANIFEST_LIMIT, Manifest
 
 _INVITE_BYTES = 8192
 _MAX_PATH = 1024
+_WANTED = "give the file that `atoll run sign` wrote, or an invite"
 
 
 @dataclass(frozen=True)
@@ -52,9 +53,9 @@ def take_run(home: Home, given: str) -> RunSource:
         return _in_home(home, invite.run_id)
     if not _is_file(path):
         if given and _is_folder(path):
-            raise ManifestError(f"the manifest {given} is a folder: give the file that `atoll run sign` wrote, or an invite.")
+            raise ManifestError(f"the manifest {given} is a folder: {_WANTED}.")
         if ("/" in given or path.suffix) and len(given) < _MAX_PATH:
-            raise ManifestError(f"the manifest {given} does not exist: give the file that `atoll run sign` wrote, or an invite.")
+            raise ManifestError(f"the manifest {given} does not exist: {_WANTED}.")
         parse_invite(given)  # raises the sentence for it
     manifest = read_manifest(path)
     folder = home.run_folder(manifest.run_id)
@@ -63,7 +64,8 @@ def take_run(home: Home, given: str) -> RunSource:
     if manifest.draft.model.tokenizer != "bytes":
         _take_file(tokenizer_beside(path), folder / "tokenizer.json")
     genesis = genesis_beside(path)
-    return dataclasses.replace(_in_home(home, manifest.run_id), genesis=genesis.absolute() if genesis.is_file() else None)
+    source = _in_home(home, manifest.run_id)
+    return dataclasses.replace(source, genesis=genesis.absolute()) if genesis.is_file() else source
 
 
 def resume_run(home: Home) -> RunSource | None:
@@ -84,7 +86,8 @@ def read_manifest(path: Path) -> Manifest:
     try:
         return Manifest.parse(data)
     except AtollError as error:
-        raise type(error)(f"{path} is no valid manifest: {str(error).rstrip('.')}; ask the run's owner for the file again.") from error
+        cause = str(error).rstrip(".")
+        raise type(error)(f"{path} is no valid manifest: {cause}; ask the run's owner for the file again.") from error
 
 
 def _in_home(home: Home, run_id: bytes) -> RunSource:
@@ -94,7 +97,9 @@ def _in_home(home: Home, run_id: bytes) -> RunSource:
         raise HomeError(f"{folder / 'manifest'} belongs to another run: give the run again with --run.")
     invited = parse_invite(_read_text(folder / "invite")).addresses if (folder / "invite").exists() else ()
     if manifest is None and not invited:
-        raise UsageError(f"the home {home.root} has no manifest of its run: give the run again with --run MANIFEST_OR_INVITE.")
+        raise UsageError(
+            f"the home {home.root} has no manifest of its run: give the run again with --run MANIFEST_OR_INVITE."
+        )
     own = manifest.draft.run.bootstrap if manifest is not None else ()
     return RunSource(run_id, manifest, tuple(dict.fromkeys((*invited, *own))))
 
@@ -134,7 +139,7 @@ def _looks_like_draft(data: bytes) -> bool:
 
 
 def _take_file(source: Path, target: Path) -> None:
-    """Copy a neighbour of the manifest (its digest is checked later) into the run's folder, whole or not at all; absent is fine."""
+    """Copy a neighbour of the manifest into the run's folder, whole or not at all; its digest is checked later."""
     if not source.is_file() or _same(source, target):
         return
     partial = target.with_name(target.name + ".partial")

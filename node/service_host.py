@@ -121,10 +121,7 @@ class ServiceHost:
             case "latest":
                 return await self._next_state(None)
             case "wait_next":
-                parent = _field(frame.args, "parent", bytes)
-                if self._service is not None and self._held and parent != self._contributed:
-                    self._service.nothing_to_contribute(parent)  # others need not wait for this peer
-                return await self._next_state(parent)
+                return await self._wait_next(_field(frame.args, "parent", bytes))
             case "contribute":
                 return await self._contribute(frame)
             case "evaluated":
@@ -133,17 +130,20 @@ class ServiceHost:
             case "watch":
                 self._watchers.add(connection)
                 return list(self._evaluations)
-            case "status":
-                return self._status()
+        return self._look(frame)
+
+    def _look(self, frame: ipc.Frame) -> Any:
+        """Requests that are answered at once."""
+        if frame.call == "status":
+            return self._status()
         if self._service is None:
             raise IpcError("the p2p service has not started yet")
         match frame.call:
             case "peers":
                 return self._service.peers()
             case "rounds":
-                rows = self._service.rounds()
-                first = _field(frame.args, "first", int)
-                return rows[first:first + _field(frame.args, "count", int)]
+                first, count = _field(frame.args, "first", int), _field(frame.args, "count", int)
+                return self._service.rounds()[first:first + count]
             case "last_round":
                 return next(iter(self._service.rounds()[-1:]), None)
             case "addresses":
@@ -180,9 +180,14 @@ class ServiceHost:
             status |= {"reason": dict(self._trouble)}
         return {**status, "held": self._held, "trainer": self._trainer}
 
+    async def _wait_next(self, parent: bytes) -> Any:
+        if self._service is not None and self._held and parent != self._contributed:
+            self._service.nothing_to_contribute(parent)  # others need not wait for this peer
+        return await self._next_state(parent)
+
     async def _next_state(self, after: bytes | None) -> Any:
         """The outer state once it is another than that behind `after`. Raises DrainingError."""
-        while not (self._draining or (self._service is not None and self._held and self._service.outer().parent != after)):
+        while not (self._draining or self._is_other(after)):
             waiter = asyncio.get_running_loop().create_future()
             self._waiters.append(waiter)
             await waiter
@@ -192,6 +197,10 @@ class ServiceHost:
         descriptor = shared_vector.publish(outer.params)  # here and now: the vector changes once the loop runs again
         head = {"parent": outer.parent, "round": outer.round, "tokens": outer.tokens, "finished": outer.finished}
         return Reply({**head, "numel": outer.params.size}, [descriptor])
+
+    def _is_other(self, parent: bytes | None) -> bool:
+        """Whether a state is held, and it is not the one behind `parent`."""
+        return self._service is not None and self._held and self._service.outer().parent != parent
 
     async def _contribute(self, frame: ipc.Frame) -> bool:
         """Whether the contribution still counts: its parent is the state in force."""

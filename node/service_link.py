@@ -54,7 +54,9 @@ class ServiceLink:
             async with asyncio.timeout(timeout_s):
                 return await self._connection.request(call, args)
         except TimeoutError as error:
-            raise IpcError(f"the p2p service does not answer within {timeout_s:g} s: try again, or see `atoll logs`.") from error
+            raise IpcError(
+                f"the p2p service does not answer within {timeout_s:g} s: try again, or see `atoll logs`."
+            ) from error
 
     async def fresh_status(self) -> dict[str, Any]:
         """The service's status now, or its last one. Raises IpcError where it is not there."""

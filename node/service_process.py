@@ -90,7 +90,7 @@ async def _live(settings: ProcessSettings, host: ServiceHost, stop: asyncio.Even
 
 
 async def _open(settings: ProcessSettings, host: ServiceHost) -> PeerService:
-    """A service whose network is open. A fault is told and tried again; raises TransportError if it is ours and stays."""
+    """A service whose network is open. A fault is told and tried again; raises TransportError if ours and lasting."""
     identity = Identity.load(settings.service.identity_file)
     loop = asyncio.get_running_loop()
     started = loop.time()

@@ -56,7 +56,7 @@ def publish(values: npt.NDArray[np.float32]) -> int:
 def attach(descriptor: int, numel: int, *, writable: bool = False) -> npt.NDArray[np.float32]:
     """`(numel,) float32` over the descriptor's memory, which lives as long as the array does.
 
-    The caller keeps and closes the descriptor. Raises IpcError unless it holds exactly `numel` values and cannot shrink.
+    The caller keeps and closes the descriptor. Raises IpcError unless it holds `numel` values and cannot shrink.
     """
     size = os.fstat(descriptor).st_size
     if numel < 1 or size != numel * _ITEM_BYTES:

@@ -69,12 +69,12 @@ class TrainerHistory:
 def assemble(
     service: Mapping[str, Any], trainer: TrainerHistory, own: Mapping[str, Any], warnings: Sequence[str]
 ) -> dict[str, Any]:
-    """The whole of `status --json`. `own` is what the daemon knows of itself; it wins over an absent service's words."""
-    progress = trainer.progress
+    """The whole of `status --json`. `own` is what the daemon knows of itself; it wins over the service's words."""
+    progress = trainer.progress or service.get("trainer") or {}
     loss = progress.get("loss")
     status = {
-        "state": "STARTING", "round": 0, "state_digest": None, "parent": None, "tokens": 0, "addresses": [], "electorate": [],
-        "members": [], "ballot": None, "up_bytes": 0, "down_bytes": 0, "run_id": None, "reason": None,
+        "state": "STARTING", "round": 0, "state_digest": None, "parent": None, "tokens": 0, "addresses": [],
+        "electorate": [], "members": [], "ballot": None, "up_bytes": 0, "down_bytes": 0, "run_id": None, "reason": None,
         **{key: value for key, value in service.items() if key not in ("held", "trainer")},
         "inner_step": progress.get("inner_step", 0),
         "inner_steps": progress.get("inner_steps", 0),

@@ -43,7 +43,8 @@ class Supervisor:
     """One life of a daemon, `run` from start to end. The caller holds the home's lock."""
 
     def __init__(
-        self, launch: Launch, say: Callable[[str], None], warnings: Sequence[str] = (), backoff: Callable[[], Backoff] = Backoff
+        self, launch: Launch, say: Callable[[str], None], warnings: Sequence[str] = (),
+        backoff: Callable[[], Backoff] = Backoff,
     ) -> None:
         self.launch = launch
         self.trainer = TrainerHistory()
@@ -79,6 +80,7 @@ class Supervisor:
             self.launch.home.close_runtime()
             for number in _SIGNALS:
                 loop.remove_signal_handler(number)
+        self.tell("ended")
         return self._verdict()
 
     def end(self) -> None:
@@ -121,7 +123,9 @@ class Supervisor:
     @property
     def warnings(self) -> list[str]:
         lost = sum(kept.lost_lines for kept in self._logs.values())
-        return [*self._warnings, *([f"log_lines_lost: {lost} lines could not be written to {self.launch.home.logs}"] if lost else [])]
+        if not lost:
+            return self._warnings
+        return [*self._warnings, f"log_lines_lost: {lost} lines could not be written to {self.launch.home.logs}"]
 
     async def _live(self, answer: Callable[[Connection, Any], Any]) -> None:
         api = Server(self.launch.home.api_socket, answer)
@@ -175,7 +179,8 @@ class Supervisor:
         if self._failure is None:
             self._failure = error
             self.tell(f"FAILED({error.code}): {error}")
-            words = {"code": error.code, "message": str(error), "exit_code": int(exit_codes.of(error)), "at": time.time()}
+            exit_code = int(exit_codes.of(error))
+            words = {"code": error.code, "message": str(error), "exit_code": exit_code, "at": time.time()}
             with contextlib.suppress(OSError):  # the exit code and the terminal say it too
                 write_durably(self.launch.home.failure, json.dumps(words).encode())
         self._stop.set()
@@ -235,10 +240,11 @@ class Supervisor:
             if row:
                 losses = {entry["round"]: entry["loss"] for entry in self.trainer.losses()[-4:]}
                 self.tell(round_line(row, losses.get(row["round"])))
-        reason = status.get("reason")
         if status.get("state") == "FAILED" and not self._stop.is_set():
-            code, message = ("failed", "no reason given") if not isinstance(reason, dict) else (reason["code"], reason["message"])
-            self._fail(ChildError(str(message), str(code), exit_codes.of_code(str(code))))
+            reason = status.get("reason")
+            reason = reason if isinstance(reason, dict) else {}
+            code, message = str(reason.get("code", "failed")), str(reason.get("message", "no reason given"))
+            self._fail(ChildError(message, code, exit_codes.of_code(code)))
 
     def _note_manifest(self) -> None:
         """The ranks can start once manifest and tokenizer lie in the run's folder."""

@@ -7,6 +7,7 @@ rule 3: bytes first, then the vote).
 
 import os
 import shutil
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,13 +38,19 @@ class BlobStore:
         """Store bytes whose digest the caller has checked. Atomic; raises OSError."""
         if digest in self._places:
             return
-        group = self._group(kind, parent)
-        group.mkdir(mode=0o700, exist_ok=True)
-        path = group / digest.hex()
-        partial = path.with_suffix(".partial")
+        path = self._group(kind, parent) / digest.hex()
+        partial = path.with_suffix(f".{threading.get_ident()}")
+        try:
+            self._write(partial, path, data)
+        except FileNotFoundError:  # its folder was discarded between its making and its use
+            self._write(partial, path, data)
+        self._places[digest] = Place(path, 0, len(data))
+
+    @staticmethod
+    def _write(partial: Path, path: Path, data: bytes | memoryview) -> None:
+        partial.parent.mkdir(mode=0o700, exist_ok=True)
         partial.write_bytes(data)
         partial.rename(path)
-        self._places[digest] = Place(path, 0, len(data))
 
     def register(self, digest: Digest, path: Path, offset: int, size: int) -> None:
         """Serve a range of an existing file under `digest`."""
@@ -55,11 +62,14 @@ class BlobStore:
         return place.size if place else None
 
     def read(self, digest: Digest) -> bytes:
-        """The whole blob. Raises KeyError or OSError."""
+        """The whole blob. Raises KeyError if it is not here, or no longer; OSError."""
         place = self._places[digest]
-        with place.path.open("rb") as file:
-            file.seek(place.offset)
-            return file.read(place.size)
+        try:
+            with place.path.open("rb") as file:
+                file.seek(place.offset)
+                return file.read(place.size)
+        except FileNotFoundError as error:
+            raise KeyError(digest) from error
 
     def sync(self, digests: Iterable[Digest]) -> None:
         """Make these blobs durable."""
@@ -71,15 +81,27 @@ class BlobStore:
         for folder in folders:
             _fsync(folder)
 
-    def discard(self, kind: BlobKind, parent: Digest) -> None:
-        """Drop a round's blobs of one kind."""
-        group = self._group(kind, parent)
-        self._places = {digest: place for digest, place in self._places.items() if place.path.parent != group}
-        shutil.rmtree(group, ignore_errors=True)
+    def discard_results(self, parent: Digest) -> None:
+        """Drop the results of a round."""
+        self._drop({self._group(BlobKind.RESULT, parent)})
+
+    def retain(self, kind: BlobKind, parents: Iterable[Digest]) -> None:
+        """Drop the blobs of this kind of all rounds but these."""
+        kept = {self._group(kind, parent) for parent in parents}
+        prefix = self._prefix(kind)
+        self._drop({group for group in self.folder.iterdir() if group.name.startswith(prefix)} - kept)
+
+    def _drop(self, groups: set[Path]) -> None:
+        self._places = {digest: place for digest, place in self._places.items() if place.path.parent not in groups}
+        for group in groups:
+            shutil.rmtree(group, ignore_errors=True)
 
     def _group(self, kind: BlobKind, parent: Digest) -> Path:
-        name = "result" if kind is BlobKind.RESULT else "part"
-        return self.folder / f"{name}-{parent.hex()[:32]}"
+        return self.folder / f"{self._prefix(kind)}{parent.hex()[:32]}"
+
+    @staticmethod
+    def _prefix(kind: BlobKind) -> str:
+        return "result-" if kind is BlobKind.RESULT else "part-"
 
 
 def _fsync(path: Path) -> None:

@@ -85,6 +85,9 @@ def resume(store: RunStore, blobs: BlobStore, manifest: Manifest) -> Resumed:
         kept.append(entry)
     if len(kept) < len(history):
         store.rewrite(kept)
+    blobs.retain(BlobKind.PART, [chain.tip.id])
+    recent = kept[-manifest.draft.exchange.retain_rounds :]
+    blobs.retain(BlobKind.RESULT, [chain.tip.id, *(entry.certificate.value.parent for entry in recent)])
     return Resumed(chain, workshop, kept, chain.tip.state)
 
 

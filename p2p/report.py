@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from atoll.p2p import run_store
 from atoll.p2p.round import electorate as electorates
+from atoll.p2p.round.core import Phase
 from atoll.protocol.identity import peer_name
 
 if TYPE_CHECKING:
@@ -59,6 +60,9 @@ def _reason(service: "PeerService") -> dict[str, str] | None:
     round_, now = service.round, time.monotonic()
     if round_ is None:
         return {"code": problems[0]["code"], "message": problems[0]["message"]} if problems else None
+    if round_.phase is Phase.SYNC and round_.wants.stranded(lambda peer: round_.pace.present(peer, now)):
+        message = "no peer that answers still keeps the results after this peer's round: join with a fresh home later."
+        return {"code": "results_gone", "message": message}
     voters = electorates.peers(round_.chain.tip.electorate)
     there = [peer for peer in voters if peer == round_.me or round_.pace.awaited(peer, now)]
     if not round_.finished and not electorates.is_quorum(round_.chain.tip.electorate, there):

@@ -23,7 +23,7 @@ from atoll.p2p.blobs import BlobStore
 from atoll.p2p.discovery import Discovery
 from atoll.p2p.fetch import Fetcher
 from atoll.p2p.links import Links
-from atoll.p2p.round.effects import Commit, Discard, Effect, Freeze, Note, Reduce, Save, Send, SendBlob, Step
+from atoll.p2p.round.effects import Commit, Discard, Effect, Freeze, KeepParts, Note, Reduce, Save, Send, SendBlob, Step
 from atoll.p2p.round.round import Round
 from atoll.p2p.run_store import LogEntry, RunStore
 from atoll.p2p.transport.hivemind import HivemindTransport
@@ -100,6 +100,7 @@ class PeerService:
         self._running: set[asyncio.Task[None]] = set()
         self._state_thread = ThreadPoolExecutor(1, "outer-state", assert_denormals)
         self._codec_thread = ThreadPoolExecutor(1, "codec", assert_denormals)
+        self._contributing: Digest | None = None
         self._round_began, self._up_mark, self._down_mark = time.monotonic(), 0, 0
 
     # Life.
@@ -214,6 +215,9 @@ class PeerService:
             return
         if tokens < 1 or steps < 1 or vector.shape != (self._workshop.layout.numel,):
             raise ValueError(f"not a contribution: {tokens} tokens, {steps} steps, {vector.shape} elements")
+        if self._contributing == parent:
+            return
+        self._contributing = parent  # immutable from here on: a restarted trainer does not get a second one
         try:
             root, leaves = await self._disk(self._workshop.encode, parent, vector, pool=self._codec_thread)
         except NonFiniteError:
@@ -344,7 +348,9 @@ class PeerService:
             case Commit():
                 self._spawn(self._commit(effect.certificate))
             case Discard():
-                self.blobs.discard(effect.content, effect.parent)
+                self.blobs.discard_results(effect.parent)
+            case KeepParts():
+                self.blobs.retain(BlobKind.PART, effect.parents)
             case Note():
                 self._note(effect.code, effect.message)
 

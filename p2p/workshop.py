@@ -92,7 +92,7 @@ class Workshop:
         for source in sources:
             try:
                 values = self._contribution.decode(self.blobs.read(source.digest), size)
-            except (MalformedError, NonFiniteError):
+            except (MalformedError, NonFiniteError, KeyError):  # KeyError: its round is over, or the disk lost it
                 bad.append(source)
                 continue
             reducer.add(source.weight, values)
@@ -110,7 +110,7 @@ class Workshop:
             return None
         try:
             return tuple(array_digest(vector) for vector in self._next(part, result))
-        except (MalformedError, NonFiniteError):
+        except (MalformedError, NonFiniteError, KeyError):
             return None
 
     def commit(self, certificate: Certificate) -> None:

@@ -3,13 +3,12 @@
 import argparse
 
 from atoll.node import terminal
-from atoll.node.cli.parser import Subparsers, home_flag, home_of
+from atoll.node.cli.parser import Subparsers, add_command, home_of
 from atoll.node.exit_codes import ExitCode
 
 
 def add(subparsers: Subparsers) -> None:
-    parser = subparsers.add_parser("down", help="end the daemon", description="End the daemon: it checkpoints, says goodbye, and goes.")
-    home_flag(parser)
+    parser = add_command(subparsers, "down", "end the daemon: it checkpoints, says goodbye, and goes")
     parser.set_defaults(run=run)
 
 

@@ -3,16 +3,12 @@
 import argparse
 
 from atoll.node import terminal
-from atoll.node.cli.parser import Subparsers, home_flag, home_of, json_flag, print_json
+from atoll.node.cli.parser import Subparsers, add_command, home_of, print_json
 from atoll.node.exit_codes import ExitCode
 
 
 def add(subparsers: Subparsers) -> None:
-    parser = subparsers.add_parser(
-        "id", help="print this node's PeerID", description="Print this node's PeerID; its home and key are made on first use.",
-    )
-    home_flag(parser)
-    json_flag(parser)
+    parser = add_command(subparsers, "id", "print this node's PeerID, making its key on first use", as_json=True)
     parser.set_defaults(run=run)
 
 

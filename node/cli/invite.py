@@ -3,15 +3,12 @@
 import argparse
 
 from atoll.node import terminal
-from atoll.node.cli.parser import Subparsers, home_flag, home_of
+from atoll.node.cli.parser import Subparsers, add_command, home_of
 from atoll.node.exit_codes import ExitCode
 
 
 def add(subparsers: Subparsers) -> None:
-    parser = subparsers.add_parser(
-        "invite", help="print the word with which others join", description="Print one word; others join with `atoll up --run WORD`.",
-    )
-    home_flag(parser)
+    parser = add_command(subparsers, "invite", "print the word with which others join the run")
     parser.set_defaults(run=run)
 
 

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 from atoll.node import terminal
-from atoll.node.cli.parser import Subparsers, home_flag, home_of
+from atoll.node.cli.parser import Subparsers, add_command, home_of
 from atoll.node.errors import HomeError, UsageError
 from atoll.node.exit_codes import ExitCode
 from atoll.node.logs import Follower, tail
@@ -15,10 +15,9 @@ _LOOK_S = 0.25
 
 
 def add(subparsers: Subparsers) -> None:
-    parser = subparsers.add_parser("logs", help="show the logs", description="Show the logs of the daemon and its children.")
-    home_flag(parser)
+    parser = add_command(subparsers, "logs", "show the logs of the daemon and its children")
     parser.add_argument("name", nargs="?", help="one log: daemon, service, rank-0, … (default: all)")
-    parser.add_argument("-n", "--lines", type=int, default=20, metavar="N", help="the last N lines of each (default: 20)")
+    parser.add_argument("-n", "--lines", type=int, default=20, metavar="N", help="last N lines of each (default: 20)")
     parser.add_argument("-f", "--follow", action="store_true", help="go on with new lines until Ctrl-C")
     parser.set_defaults(run=run)
 

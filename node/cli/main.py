@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return ExitCode.INTERRUPTED
     except BrokenPipeError:
         return ExitCode.OK  # the reader has seen enough
-    except Exception as raised:
+    except Exception as raised:  # noqa: BLE001  the last resort: a person gets a sentence, never a traceback
         return _explain(raised)
     finally:
         terminal.finish()

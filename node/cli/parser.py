@@ -13,7 +13,7 @@ from atoll.protocol.settings import suggestion
 if TYPE_CHECKING:
     Subparsers: TypeAlias = argparse._SubParsersAction["Parser"]  # argparse has no public name for it
 else:
-    Subparsers = argparse._SubParsersAction  # noqa: SLF001
+    Subparsers = argparse._SubParsersAction
 
 
 class Parser(argparse.ArgumentParser):
@@ -41,14 +41,23 @@ class Parser(argparse.ArgumentParser):
         raise SystemExit(ExitCode.USAGE)
 
 
-def home_flag(parser: argparse.ArgumentParser) -> None:
-    """`--home`, before or behind the command."""
-    parser.add_argument("--home", metavar="FOLDER", default=argparse.SUPPRESS,
-                        help="the node's files (default: $ATOLL_HOME, else ~/.local/share/atoll)")
+def add_command(subparsers: Subparsers, name: str, summary: str, *, as_json: bool = False) -> Parser:
+    """A command's parser with the flags that most commands have."""
+    parser = subparsers.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
+    home_flag(parser)
+    if as_json:
+        json_flag(parser)
+    return parser
 
 
 def json_flag(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+
+
+def home_flag(parser: argparse.ArgumentParser) -> None:
+    """`--home`, before or behind the command."""
+    parser.add_argument("--home", metavar="FOLDER", default=argparse.SUPPRESS,
+                        help="the node's files (default: $ATOLL_HOME, else ~/.local/share/atoll)")
 
 
 def home_of(args: argparse.Namespace) -> Home:

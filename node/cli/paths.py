@@ -3,14 +3,12 @@
 import argparse
 
 from atoll.node import terminal
-from atoll.node.cli.parser import Subparsers, home_flag, home_of, json_flag, print_json
+from atoll.node.cli.parser import Subparsers, add_command, home_of, print_json
 from atoll.node.exit_codes import ExitCode
 
 
 def add(subparsers: Subparsers) -> None:
-    parser = subparsers.add_parser("paths", help="where the files of a home lie", description="Where the files of a home lie.")
-    home_flag(parser)
-    json_flag(parser)
+    parser = add_command(subparsers, "paths", "tell where the files of a home lie", as_json=True)
     parser.set_defaults(run=run)
 
 

@@ -3,14 +3,12 @@
 import argparse
 
 from atoll.node import terminal
-from atoll.node.cli.parser import Subparsers, home_flag, home_of, json_flag, print_json, table
+from atoll.node.cli.parser import Subparsers, add_command, home_of, print_json, table
 from atoll.node.exit_codes import ExitCode
 
 
 def add(subparsers: Subparsers) -> None:
-    parser = subparsers.add_parser("peers", help="the other peers of the run", description="The other peers of the run.")
-    home_flag(parser)
-    json_flag(parser)
+    parser = add_command(subparsers, "peers", "show the other peers of the run", as_json=True)
     parser.set_defaults(run=run)
 
 
@@ -24,8 +22,9 @@ def run(args: argparse.Namespace) -> int:
         terminal.say("no other peer is known.")
     else:
         rows = [
-            (peer.get("peer_id"), peer.get("state"), peer.get("round"), peer.get("inner_step"), _age(peer.get("last_seen_s")),
-             "voter" if peer.get("voter") else "", next(iter(peer.get("addresses") or ()), ""))
+            (peer.get("peer_id"), peer.get("state"), peer.get("round"), peer.get("inner_step"),
+             _age(peer.get("last_seen_s")), "voter" if peer.get("voter") else "",
+             next(iter(peer.get("addresses") or ()), ""))
             for peer in peers
         ]
         terminal.say(table(("peer", "state", "round", "step", "seen", "", "address"), rows, right=(2, 3)))

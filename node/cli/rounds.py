@@ -4,16 +4,14 @@ import argparse
 from typing import Any
 
 from atoll.node import terminal
-from atoll.node.cli.parser import Subparsers, amount, home_flag, home_of, json_flag, print_json, table
+from atoll.node.cli.parser import Subparsers, add_command, amount, home_of, print_json, table
 from atoll.node.errors import IpcError, NotRunningError
 from atoll.node.exit_codes import ExitCode
 from atoll.node.paths import Home
 
 
 def add(subparsers: Subparsers) -> None:
-    parser = subparsers.add_parser("rounds", help="the certified rounds", description="The certified rounds of the run.")
-    home_flag(parser)
-    json_flag(parser)
+    parser = add_command(subparsers, "rounds", "show the certified rounds of the run", as_json=True)
     parser.set_defaults(run=run)
 
 

@@ -1,13 +1,12 @@
 """`atoll run new` writes the draft of a run, `atoll run sign` makes genesis and the signed manifest from it."""
 
 import argparse
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 from atoll.node import terminal
-from atoll.node.cli.parser import Parser, Subparsers, home_flag, home_of
+from atoll.node.cli.parser import Parser, Subparsers, add_command, home_of
 from atoll.node.errors import UsageError
 from atoll.node.exit_codes import ExitCode
 from atoll.protocol.errors import ManifestError
@@ -17,20 +16,14 @@ _DRAFT_BYTES = 1 << 20
 
 
 def add(subparsers: Subparsers) -> None:
-    parser = subparsers.add_parser("run", help="make a run", description="Make a run: write its draft, edit it, sign it.")
-    home_flag(parser)
+    parser = add_command(subparsers, "run", "make a run: write its draft, edit it, sign it")
     steps = parser.add_subparsers(title="steps", metavar="STEP", required=True, parser_class=Parser)
-    new = steps.add_parser("new", help="write an editable draft", description="Write a commented draft, owned by this home's key.")
-    home_flag(new)
+    new = add_command(steps, "new", "write a commented draft, owned by this home's key")
     new.add_argument("--out", metavar="FILE", default="run.toml", help="where (default: run.toml)")
     new.add_argument("--name", default="my-run", help="a name for people (default: my-run)")
     new.add_argument("--force", action="store_true", help="replace a file that is there already")
     new.set_defaults(run=run_new)
-    sign = steps.add_parser(
-        "sign", help="make a draft final",
-        description="Make genesis, fix its digest, sign: NAME.manifest and NAME.genesis are what others join with.",
-    )
-    home_flag(sign)
+    sign = add_command(steps, "sign", "make genesis, fix its digest, and sign: writes NAME.manifest and NAME.genesis")
     sign.add_argument("draft", metavar="FILE", help="the draft that `atoll run new` wrote")
     sign.add_argument("--out", metavar="FILE", help="the manifest (default: the draft's name with .manifest)")
     sign.set_defaults(run=run_sign)
@@ -72,8 +65,9 @@ def run_sign(args: argparse.Namespace) -> int:
         genesis = make_genesis(draft, genesis_beside(target), tokenizer)
         if tokenizer is not None:
             draft = _with_tokenizer(draft, tokenizer)
-            if not tokenizer_beside(target).exists() or not os.path.samefile(tokenizer, tokenizer_beside(target)):
-                shutil.copyfile(tokenizer, tokenizer_beside(target))
+            beside = tokenizer_beside(target)
+            if not (beside.exists() and beside.samefile(tokenizer)):
+                shutil.copyfile(tokenizer, beside)
         manifest = Manifest.sign(draft, genesis, identity)
         _write(target, manifest.signed_bytes())
     except BaseException:
@@ -81,7 +75,7 @@ def run_sign(args: argparse.Namespace) -> int:
         genesis_beside(target).unlink(missing_ok=True)
         raise
     terminal.say(f"run {manifest.run_id.hex()}")
-    terminal.say(f"{genesis.numel:,} parameters; start it with `atoll up --run {target}`, then let others join by `atoll invite`.")
+    terminal.say(f"{genesis.numel:,} parameters; start with `atoll up --run {target}`, let others in by `atoll invite`.")
     return ExitCode.OK
 
 
@@ -101,7 +95,8 @@ def _with_tokenizer(draft: Any, tokenizer: Path) -> Any:
 
     from atoll.protocol.digest import content_digest
 
-    model = dataclasses.replace(draft.model, tokenizer="tokenizer.json", tokenizer_digest=content_digest(tokenizer.read_bytes()))
+    digest = content_digest(tokenizer.read_bytes())
+    model = dataclasses.replace(draft.model, tokenizer="tokenizer.json", tokenizer_digest=digest)
     return dataclasses.replace(draft, model=model)
 
 
@@ -113,7 +108,8 @@ def _read(path: Path) -> str:
             raise ManifestError(f"{path} is larger than {_DRAFT_BYTES} bytes: that is no draft.")
         return data.decode()
     except OSError as error:
-        raise ManifestError(f"cannot read the draft {path}: {error.strerror}; write one with `atoll run new`.") from error
+        cause = error.strerror
+        raise ManifestError(f"cannot read the draft {path}: {cause}; write one with `atoll run new`.") from error
     except UnicodeDecodeError as error:
         raise ManifestError(f"{path} is not UTF-8 text, so it is no draft.") from error
 

@@ -6,16 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from atoll.node import terminal
-from atoll.node.cli.parser import Subparsers, amount, home_flag, home_of, json_flag, print_json
+from atoll.node.cli.parser import Subparsers, add_command, amount, home_of, print_json
 from atoll.node.errors import NotRunningError
 from atoll.node.exit_codes import ExitCode
 from atoll.node.paths import Home
 
 
 def add(subparsers: Subparsers) -> None:
-    parser = subparsers.add_parser("status", help="what the daemon is doing", description="What the daemon of a home is doing.")
-    home_flag(parser)
-    json_flag(parser)
+    parser = add_command(subparsers, "status", "tell what the daemon is doing", as_json=True)
     parser.set_defaults(run=run)
 
 
@@ -47,7 +45,7 @@ def page(status: Mapping[str, Any]) -> str:
         ("run", f"{run_id[:16]} {status.get('run_name', '')}" if run_id else "none"),
         ("round", f"{status.get('round', 0)}, {status.get('tokens') or 0:,} tokens of all peers"),
         ("digest", digest),
-        ("inner step", f"{status.get('inner_step', 0)} of {status.get('inner_steps', 0)}" if status.get("trains") else None),
+        ("inner step", f"{status.get('inner_step')} of {status.get('inner_steps')}" if status.get("trains") else None),
         ("loss", f"{loss:.4f} at {status.get('tokens_per_s') or 0:,.0f} tokens/s" if loss is not None else None),
         ("held-out", _evaluation(evaluations[-1])),
         ("skipped", f"{status['skipped_steps']} steps were not finite" if status.get("skipped_steps") else None),

@@ -1,4 +1,4 @@
-"""`atoll up`: the daemon in the foreground. Checks everything a person may have got wrong before anything is started."""
+"""`atoll up`: the daemon in the foreground. Checks all that a person may have got wrong before anything is started."""
 
 import argparse
 import asyncio
@@ -20,23 +20,23 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """\
 Join a run, or resume the one this home was on, and train until the end or Ctrl-C (a second Ctrl-C ends at once).
-Flags below --run describe this node and are remembered in its config.toml, so that `atoll up` alone does the same again.
+Flags below --run describe this node and are remembered in its config.toml: `atoll up` alone does the same again.
 """
 
 
 def add(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
-        "up", help="join or resume a run", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=f"keys of config.toml:\n{node_config.describe()}",
+        "up", help="join or resume a run", description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter, epilog=f"keys of config.toml:\n{node_config.describe()}",
     )
     home_flag(parser)
-    parser.add_argument("--run", dest="source", metavar="MANIFEST_OR_INVITE", help="a signed manifest file, or an invite")
+    parser.add_argument("--run", dest="source", metavar="MANIFEST_OR_INVITE", help="a manifest file, or an invite")
     switch: dict[str, Any] = {"action": argparse.BooleanOptionalAction, "default": None}
     parser.add_argument("--port", type=int, metavar="N", help="port of the p2p network (0: any, chosen once)")
     parser.add_argument("--data", nargs="+", metavar="PATH", help="text, JSONL or parquet files or folders to train on")
     parser.add_argument("--ranks", type=int, metavar="N", help="local training processes, one per GPU")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads of each rank (0: shared out)")
-    parser.add_argument("--bootstrap", nargs="+", metavar="ADDR", help="multiaddrs with /p2p/ID to dial beside the run's")
+    parser.add_argument("--bootstrap", nargs="+", metavar="ADDR", help="multiaddrs with /p2p/ID, beside the run's")
     parser.add_argument("--trainer", **switch, help="--no-trainer: a bootstrap and relay node that trains nothing")
     parser.add_argument("--loopback", **switch, help="listen on 127.0.0.1 only")
     parser.set_defaults(run=run)

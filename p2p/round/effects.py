@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from atoll.protocol.certificate import Certificate, Value
 from atoll.protocol.digest import Digest
 from atoll.protocol.identity import PeerId
-from atoll.protocol.messages import Blob, BlobKind, Message
+from atoll.protocol.messages import Blob, Message
 
 
 @dataclass(frozen=True)
@@ -91,10 +91,16 @@ class Note:
 
 @dataclass(frozen=True)
 class Discard:
-    """Blobs of this kind that belong to `parent` are no longer needed."""
+    """The results of the round behind `parent` are no longer needed."""
 
-    content: BlobKind
     parent: Digest
 
 
-Effect = Send | SendBlob | Save | Freeze | Reduce | Step | Commit | Note | Discard
+@dataclass(frozen=True)
+class KeepParts:
+    """Contributions under these parents are still of use, all others are not."""
+
+    parents: frozenset[Digest]
+
+
+Effect = Send | SendBlob | Save | Freeze | Reduce | Step | Commit | Note | Discard | KeepParts

@@ -16,13 +16,13 @@ from atoll.p2p.round import certify, lead
 from atoll.p2p.round import electorate as electorates
 from atoll.p2p.round.chain import Chain, check_value
 from atoll.p2p.round.core import Core
-from atoll.p2p.round.effects import Discard, Effect, Note, Save, Send
+from atoll.p2p.round.effects import Discard, Effect, KeepParts, Note, Save, Send
 from atoll.p2p.round.synod import Accepted, Acceptor
 from atoll.protocol.certificate import FIRST_JOURNAL, Certificate, Vote
 from atoll.protocol.digest import Digest
 from atoll.protocol.errors import MalformedError, SignatureError
 from atoll.protocol.identity import Identity, PeerId, peer_name
-from atoll.protocol.manifest import ExchangeSettings
+from atoll.protocol.manifest import MAX_CONTRIBUTORS, ExchangeSettings
 from atoll.protocol.messages import (
     Blob,
     BlobKind,
@@ -76,7 +76,7 @@ class Round(Core):
 
     def receive(self, now: float, peer: PeerId, message: Message) -> list[Effect]:
         """A message whose envelope holds, from `peer`."""
-        self.known.add(peer)
+        self._know(peer)
         if isinstance(message, Ready):
             self._on_ready(peer, message, now)
         elif isinstance(message, Cert):
@@ -170,12 +170,11 @@ class Round(Core):
 
     def committed(self, now: float, certificate: Certificate) -> list[Effect]:
         """A `Commit` is done: the certificate is logged and its state is in force."""
-        parent = certificate.value.parent
         self.chain.append(certificate)
-        self.out += [Discard(BlobKind.PART, parent)]
+        self.out.append(KeepParts(frozenset({self.chain.tip.id, *self._early})))
         old = self.chain.tip.round - self.settings.retain_rounds
         if old > 0:
-            self.out.append(Discard(BlobKind.RESULT, self.chain.certificates[old - 1].value.parent))
+            self.out.append(Discard(self.chain.certificates[old - 1].value.parent))
         self.inner_step = 0
         self.wants.forget(lambda _: False)
         self.decree = self.new_decree(now)
@@ -188,7 +187,7 @@ class Round(Core):
     def greet(self, now: float, peer: PeerId) -> list[Effect]:
         """A peer was found: introduce this one."""
         if peer != self.me:
-            self.known.add(peer)
+            self._know(peer)
             self.out.append(Send(peer, self.ready()))
         return self._advance(now)
 
@@ -227,6 +226,11 @@ class Round(Core):
         return min(at for at in times if at > now)
 
     # Messages.
+
+    def _know(self, peer: PeerId) -> None:
+        """Peers known are told how this one fares; invented identities cannot make that a burden."""
+        if len(self.known) < MAX_CONTRIBUTORS:
+            self.known.add(peer)
 
     def _under(self, parent: Digest, peer: PeerId, now: float, event: Callable[[float], None]) -> None:
         """Run an event under its parent: now, later, or never, answering with the parent's certificate."""

@@ -50,6 +50,13 @@ class Wants:
     def wanted(self, digest: Digest) -> bool:
         return digest in self.open
 
+    def stranded(self, present: Callable[[PeerId], bool]) -> bool:
+        """Whether there is a blob that every present holder has said it does not have."""
+        return any(
+            want.refused and all(peer in want.refused for peer in want.holders if present(peer))
+            for want in self.open.values()
+        )
+
     def forget(self, keep: Callable[[Digest], bool]) -> None:
         self.open = {digest: want for digest, want in self.open.items() if keep(digest)}
 

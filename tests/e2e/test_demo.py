@@ -1,5 +1,7 @@
 """`atoll demo` on real daemons: it trains, survives kills, ends by Ctrl-C, and refuses what cannot work."""
 
+import json
+
 import pytest
 
 KEYS = {
@@ -27,7 +29,10 @@ def test_two_peers_learn_and_end_in_one_state_and_their_homes_stay(atoll, corpus
 
 
 def test_the_rest_finish_when_a_peer_and_leader_is_killed_in_an_exchange(atoll, corpus):
-    result = atoll.json("demo", "--peers", 3, "--kill", 1, *SHORT, "--data", corpus, timeout=200)
+    done = atoll.run("demo", "--peers", 3, "--kill", 1, *SHORT, "--data", corpus, "--json", timeout=200)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "the ballot's leader, in the exchange of round 1." in done.stderr
+    result = json.loads(done.stdout)
     assert (result["rounds"], result["killed"]) == (2, 1)
     assert len(result["state_digests"]) == 2
     assert len(set(result["state_digests"].values())) == 1

@@ -84,7 +84,8 @@ def test_a_second_daemon_on_one_home_changes_nothing(atoll, one_sentence, home):
 def test_without_home_a_sentence_names_the_flag(atoll, one_sentence):
     for env in ({"HOME": ""}, {"HOME": "relative"}):
         assert "--home" in one_sentence(atoll("id", env=env), ExitCode.HOME)
-    done = subprocess.run([sys.executable, "-m", "atoll.node", "id"], env={}, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "atoll.node", "id"]
+    done = subprocess.run(command, env={}, capture_output=True, text=True, check=False)
     assert "--home" in one_sentence(done, ExitCode.HOME)
 
 
@@ -151,7 +152,8 @@ def test_closed_output_is_no_accident(tmp_path, close):
 
 
 def test_a_reader_that_goes_away_is_no_accident(tmp_path):
-    script = f'"{sys.executable}" -m atoll.node --help | true; "{sys.executable}" -m atoll.node paths --home "{tmp_path}" | head -1'
+    atoll = f'"{sys.executable}" -m atoll.node'
+    script = f'{atoll} --help | true; {atoll} paths --home "{tmp_path}" | head -1'
     done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=False)
     assert done.stderr == ""
 
@@ -162,7 +164,8 @@ def test_quick_commands_load_nothing_heavy(tmp_path, words):
         "import sys; from atoll.node.cli.main import main; main(sys.argv[1:]); "
         f"print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)"
     )
-    done = subprocess.run([sys.executable, "-c", code, *words], env={"HOME": str(tmp_path)}, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", code, *words]
+    done = subprocess.run(command, env={"HOME": str(tmp_path)}, capture_output=True, text=True, check=False)
     assert done.stderr.splitlines()[-1] == "[]", done.stderr
 
 

@@ -6,6 +6,7 @@ import os
 import socket
 import struct
 import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,10 @@ from atoll.node.errors import CallError, IpcError
 from atoll.node.ipc_async import Reply, Server, connect, ignore_event, refuse
 from atoll.protocol import canonical
 from atoll.protocol.errors import ManifestError
+
+
+def open_files():
+    return set(Path("/proc/self/fd").iterdir())
 
 
 def framed(tree):
@@ -90,7 +95,7 @@ def test_memory_that_could_shrink_under_a_mapping_is_not_mapped():
 
 @pytest.fixture
 async def echo(home):
-    """A server that answers `echo` with its arguments, `file` with a descriptor, `sum` of a descriptor, `no` with an error."""
+    """A server: `echo` gives its arguments, `file` a descriptor, `sum` adds one up, `no` and `bug` fail."""
 
     async def answer(connection, frame):
         if frame.call == "echo":
@@ -163,16 +168,17 @@ async def test_who_breaks_the_rules_is_cut_off_alone(asking, home, data):
 
 async def test_files_that_nobody_announced_are_closed(asking, home):
     loop = asyncio.get_running_loop()
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(open_files())
     with socket.socket(socket.AF_UNIX) as rude:
         rude.setblocking(False)
         await loop.sock_connect(rude, str(home.api_socket))
-        with open(os.devnull) as null:
-            for _ in range(3):
-                socket.send_fds(rude, [ipc.pack(ipc.Frame(event="x"))], [null.fileno()] * ipc.MAX_FILES)
+        null = os.open(os.devnull, os.O_RDONLY)
+        for _ in range(3):
+            socket.send_fds(rude, [ipc.pack(ipc.Frame(event="x"))], [null] * ipc.MAX_FILES)
+        os.close(null)
         await cut_off(rude)
     assert await asking.request("echo", {}) == {}
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(open_files()) == before
 
 
 async def test_vectors_go_both_ways_beside_their_frames(echo, home):
@@ -202,7 +208,7 @@ async def test_a_connection_that_does_not_read_is_closed(echo, home):
         deaf.setblocking(False)
         await loop.sock_connect(deaf, str(home.api_socket))
         async with asyncio.timeout(10):
-            while not echo.connections:
+            while not echo.connections:  # noqa: ASYNC110
                 await asyncio.sleep(0)
             (connection,) = echo.connections
             while not connection.closed:

@@ -2,9 +2,9 @@
 
 import asyncio
 import math
-import os
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +12,10 @@ import pytest
 from atoll.node.errors import DrainingError
 from atoll.node.outer_sync import SocketOuterSync
 from atoll.trainer.outer_sync import Evaluation, Order, Progress
+
+
+def open_files():
+    return set(Path("/proc/self/fd").iterdir())
 
 
 def progress(parent, step=1, loss=2.5):
@@ -27,13 +31,13 @@ def port(home):
 
 async def until(condition):
     async with asyncio.timeout(5):
-        while not condition():
+        while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.005)
 
 
 async def order_becomes(port, parent, order):
     async with asyncio.timeout(5):
-        while port.report(progress(parent)) is not order:
+        while port.report(progress(parent)) is not order:  # noqa: ASYNC110
             await asyncio.sleep(0.005)
 
 
@@ -116,10 +120,12 @@ async def test_reports_return_at_once_and_bring_orders(port, serving, fake_servi
 
 async def test_a_request_to_stop_ends_every_wait(port, serving, fake_service, home):
     await serving(fake_service(), held=False)
-    waiting = [asyncio.create_task(asyncio.to_thread(port.wait_next, b"p0")), asyncio.create_task(asyncio.to_thread(port.latest))]
+    waiting = asyncio.gather(
+        asyncio.to_thread(port.wait_next, b"p0"), asyncio.to_thread(port.latest), return_exceptions=True
+    )
     await asyncio.sleep(0.05)
     port.request_stop()
-    nothing, raised = await asyncio.gather(*waiting, return_exceptions=True)
+    nothing, raised = await waiting
     assert nothing is None
     assert isinstance(raised, DrainingError)
 
@@ -172,7 +178,7 @@ async def test_evaluations_reach_a_watcher_that_comes_later(port, serving, fake_
 async def test_nothing_is_left_open(home, serving, fake_service):
     await serving(fake_service())
     await asyncio.to_thread(lambda: None)  # the loop's own thread exists
-    before, threads = set(os.listdir("/proc/self/fd")), threading.active_count()
+    before, threads = open_files(), threading.active_count()
     port = SocketOuterSync(home.service_socket).open()
 
     def work():
@@ -183,5 +189,5 @@ async def test_nothing_is_left_open(home, serving, fake_service):
         port.close()
 
     await asyncio.to_thread(work)
-    await until(lambda: set(os.listdir("/proc/self/fd")) == before)
+    await until(lambda: open_files() == before)
     assert threading.active_count() == threads

@@ -11,7 +11,7 @@ import pytest
 
 from atoll.p2p import boot
 from atoll.p2p.blobs import BlobStore
-from atoll.p2p.round.effects import Commit, Discard, Effect, Freeze, Note, Reduce, Save, Send, SendBlob, Step
+from atoll.p2p.round.effects import Commit, Discard, Effect, Freeze, KeepParts, Note, Reduce, Save, Send, SendBlob, Step
 from atoll.p2p.round.round import Round
 from atoll.p2p.run_store import LogEntry, RunStore
 from atoll.protocol import canonical
@@ -142,7 +142,9 @@ class Peer:
                 if self.alive:
                     self.begin_training()
             case Discard():
-                self.blobs.discard(effect.content, effect.parent)
+                self.blobs.discard_results(effect.parent)
+            case KeepParts():
+                self.blobs.retain(BlobKind.PART, effect.parents)
             case Note():
                 self.notes.append(effect.code)
 

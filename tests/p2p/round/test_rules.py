@@ -240,8 +240,7 @@ def test_only_leaves_of_the_announced_root_are_averaged():
 
 def test_a_peer_that_is_silent_is_gone_and_one_never_heard_is_awaited_for_a_while():
     pace = Pace(ExchangeSettings(gone_after_s=2.0), 0.0)
-    assert pace.awaited(PEERS[1], 1.0)
-    assert not pace.awaited(PEERS[1], 7.0)
+    assert [pace.awaited(PEERS[1], at) for at in (1.0, 7.0)] == [True, False]
     assert pace.heard(PEERS[1], 1.0)
     assert not pace.heard(PEERS[1], 2.0)
     assert pace.present(PEERS[1], 3.9)
