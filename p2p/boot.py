@@ -13,7 +13,7 @@ from atoll.p2p.round.chain import Chain
 from atoll.p2p.run_store import LogEntry, RunStore
 from atoll.p2p.workshop import OuterState, Workshop, load_state
 from atoll.protocol import canonical
-from atoll.protocol.digest import Digest, content_digest
+from atoll.protocol.digest import Digest, array_digest, content_digest, state_digest
 from atoll.protocol.errors import MismatchError
 from atoll.protocol.manifest import Manifest
 from atoll.protocol.messages import BlobKind
@@ -36,8 +36,7 @@ def keep_manifest(store: RunStore, manifest: Manifest, genesis: Path | None) -> 
     if genesis is not None and not store.genesis.exists():
         partial = store.genesis.with_suffix(".partial")
         shutil.copyfile(genesis, partial)
-        state = _genesis(partial, manifest)
-        if state.digest(manifest.layout) != manifest.genesis.digest:
+        if state_digest(0, 0, _genesis_chunks(partial, manifest)) != manifest.genesis.digest:
             partial.unlink()
             raise MismatchError(
                 f"{genesis} is not the genesis that the manifest names; "
@@ -100,25 +99,30 @@ def _newest(store: RunStore, manifest: Manifest, history: list[LogEntry]) -> Out
                 return load_state(saved[value.id], manifest, value.id, value.round, value.tokens, value.state)
             except MismatchError:
                 saved[value.id].unlink()  # torn or damaged: an older one and the log serve as well
-    state = _genesis(store.genesis, manifest)
-    if state.digest(manifest.layout) != manifest.genesis.digest:
+    if state_digest(0, 0, _genesis_chunks(store.genesis, manifest)) != manifest.genesis.digest:
         raise MismatchError(f"{store.genesis} is damaged: remove it, and it is fetched from peers again.")
-    return state
-
-
-def _genesis(path: Path, manifest: Manifest) -> OuterState:
-    if path.stat().st_size != 4 * manifest.genesis.numel:
-        raise MismatchError(
-            f"{path} has {path.stat().st_size} bytes, this run's genesis has {4 * manifest.genesis.numel}."
-        )
-    params = np.fromfile(path, dtype="<f4").astype(np.float32, copy=False)
+    params = np.fromfile(store.genesis, dtype="<f4").astype(np.float32, copy=False)
     momentum = np.zeros_like(params) if manifest.draft.outer.momentum > 0 else None
     return OuterState(manifest.run_id, 0, 0, params, momentum)
 
 
+def _genesis_chunks(path: Path, manifest: Manifest) -> list[Digest]:
+    """Chunk digests of genesis, read part by part: the parameters', and zeros for the momentum where there is one."""
+    if path.stat().st_size != 4 * manifest.genesis.numel:
+        raise MismatchError(
+            f"{path} has {path.stat().st_size} bytes, this run's genesis has {4 * manifest.genesis.numel}."
+        )
+    layout = manifest.layout
+    values = np.memmap(path, dtype="<f4", mode="r")
+    chunks = [array_digest(np.array(values[bounds], dtype=np.float32)) for bounds in layout]
+    if manifest.draft.outer.momentum > 0:
+        chunks += [array_digest(np.zeros(layout.size(part), np.float32)) for part in range(layout.parts)]
+    return chunks
+
+
 def _serve_genesis(store: RunStore, blobs: BlobStore, manifest: Manifest) -> None:
     """Let newcomers fetch manifest, tokenizer and genesis from this peer."""
-    chunks = _genesis(store.genesis, manifest).chunks(manifest.layout)
+    chunks = _genesis_chunks(store.genesis, manifest)
     for chunk, bounds in zip(chunks, manifest.layout, strict=False):
         blobs.register(chunk, store.genesis, 4 * bounds.start, 4 * (bounds.stop - bounds.start))
     listing = store.folder / "genesis_chunks"

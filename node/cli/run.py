@@ -75,7 +75,7 @@ def run_sign(args: argparse.Namespace) -> int:
         genesis_beside(target).unlink(missing_ok=True)
         raise
     terminal.say(f"run {manifest.run_id.hex()}")
-    terminal.say(f"{genesis.numel:,} parameters; start with `atoll up --run {target}`, let others in by `atoll invite`.")
+    terminal.say(f"{genesis.numel:,} parameters; start with `atoll up --run {target}`, invite by `atoll invite`.")
     return ExitCode.OK
 
 

@@ -28,10 +28,3 @@ def test_every_key_has_its_meaning_above_it():
     for key in keys:
         place = next(number for number, line in enumerate(lines) if line.startswith(f"{key} ="))
         assert lines[place - 1].startswith("# "), key
-
-
-def test_the_model_is_the_demos():
-    from atoll.node.demo import recipe
-    from atoll.node.draft import MODEL_CONFIG
-
-    assert recipe.MODEL == MODEL_CONFIG
