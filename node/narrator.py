@@ -19,6 +19,7 @@ class Narrator:
         self._reason = ""
         self._round: int | None = None
         self._in_run = False
+        self._listening = False
 
     def status_lines(self, status: Mapping[str, Any]) -> list[str]:
         """What changed since the last status, rounds apart."""
@@ -26,8 +27,12 @@ class Narrator:
         state = str(status.get("state", ""))
         if state != self._state:
             self._state = state
-            if state in _STATES:
+            if state in _STATES and status.get("run_id"):
                 lines.append(_STATES[state])
+        addresses = status.get("addresses")
+        if addresses and not self._listening:
+            self._listening = True
+            lines.append(f"listening on {one_line(str(addresses[0]))}")
         reason = status.get("reason")
         message = one_line(str(reason.get("message", ""))) if isinstance(reason, Mapping) else ""
         if message != self._reason:

@@ -58,7 +58,7 @@ class Supervisor:
         self._at_once = asyncio.Event()
         self._manifest_held = asyncio.Event()
         self._failure: AtollError | None = None
-        self._was_in_run = False
+        self._was_well = False  # in its run or, without one, on the network: what went wrong before does not count
         home = launch.home
         self._service = Keeper(Role("p2p service", str(home.log("service")), clean_end_is_final=False),
                                self._start_service, self.tell, backoff())
@@ -89,7 +89,8 @@ class Supervisor:
             self._at_once.set()
             return
         self._stop.set()
-        self.tell("ending: the trainer stops at its next step, then the network says goodbye")
+        steps = "the trainer stops at its next step, then the network says goodbye"
+        self.tell(f"ending: {steps if self._ranks.children else 'the network says goodbye'}")
 
     def tell(self, line: str) -> None:
         """One event for people: on the terminal and in the daemon's log."""
@@ -189,7 +190,7 @@ class Supervisor:
         if self._failure is not None:
             return exit_codes.of(self._failure)
         reason = self.link.last.get("reason")
-        if self.launch.run is not None and not self._was_in_run and isinstance(reason, dict):
+        if not self._was_well and isinstance(reason, dict):
             return exit_codes.of_network(str(reason.get("code")))
         return ExitCode.OK
 
@@ -232,7 +233,8 @@ class Supervisor:
     async def _look(self, status: dict[str, Any]) -> None:
         """Once a second, and whenever somebody asks for the status."""
         self._note_manifest()
-        self._was_in_run = self._was_in_run or bool(status.get("held"))
+        on_network = self.launch.run is None and bool(status.get("addresses")) and not status.get("reason")
+        self._was_well = self._was_well or bool(status.get("held")) or on_network
         for line in self._narrator.status_lines(status):
             self.tell(line)
         if self._narrator.new_round(status):

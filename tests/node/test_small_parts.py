@@ -112,7 +112,7 @@ def test_a_reason_always_has_a_remedy():
 
 def test_a_person_is_told_of_changes_once():
     narrator = Narrator()
-    taken = {"state": "CONNECTING", "reason": {"code": "refused", "message": "nobody\nlistens"}}
+    taken = {"state": "CONNECTING", "run_id": "ab", "reason": {"code": "refused", "message": "nobody\nlistens"}}
     assert narrator.status_lines(taken) == ["connecting to the network", "nobody listens"]
     assert narrator.status_lines(taken) == []
     there = {"state": "TRAIN", "round": 4, "held": True, "reason": None}
