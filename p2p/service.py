@@ -237,11 +237,6 @@ class PeerService:
         if self.round is not None and parent == self.round.chain.tip.id:
             self.round.inner_step = inner_step
 
-    def set_training(self, trains: bool) -> None:
-        """A trainer is there, or has failed for good: others need not wait for it."""
-        if self.round is not None:
-            self._do(self.round.training(time.monotonic(), trains))
-
     def status(self) -> dict[str, Any]:
         return report.status(self)
 

@@ -197,13 +197,6 @@ class Round(Core):
         self.decree.exchange.forget_sent(peer)
         return self._advance(now)
 
-    def training(self, now: float, trains: bool) -> list[Effect]:
-        """A trainer has started or gone for good."""
-        if trains != self.trains:
-            self.trains = trains
-            self.broadcast_ready(now)
-        return self._advance(now)
-
     def leave(self, now: float) -> list[Effect]:
         """Say goodbye."""
         self.leaving = True
