@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -62,6 +63,7 @@ class Child:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, process_group=0,
             bufsize=0, env={**os.environ, **(environment or {})},
         )
+        log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} process {process.pid} starts")
         child = cls(process, log)
         loop = asyncio.get_running_loop()
         threading.Thread(target=child._await_end, args=(loop,), name=f"wait-{process.pid}", daemon=True).start()

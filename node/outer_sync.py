@@ -206,7 +206,10 @@ class SocketOuterSync:
         except CallError as error:
             if error.code in ("bad_value", "non_finite"):
                 raise ValueError(str(error)) from error
-            raise
+            if error.code != "draining":
+                raise
+            self._disconnect()  # another service will follow
+            return False
         mine.instance = instance
         return True
 

@@ -187,16 +187,20 @@ class ServiceHost:
 
     async def _next_state(self, after: bytes | None) -> Any:
         """The outer state once it is another than that behind `after`. Raises DrainingError."""
-        while not (self._draining or self._is_other(after)):
+        outer = (await self._holding(after)).outer()
+        descriptor = shared_vector.publish(outer.params)  # here and now: the vector changes once the loop runs again
+        head = {"parent": outer.parent, "round": outer.round, "tokens": outer.tokens, "finished": outer.finished}
+        return Reply({**head, "numel": outer.params.size}, [descriptor])
+
+    async def _holding(self, other_than: bytes | None = None) -> Service:
+        """The service, once it holds a state other than the one behind `other_than`. Raises DrainingError."""
+        while not (self._draining or self._is_other(other_than)):
             waiter = asyncio.get_running_loop().create_future()
             self._waiters.append(waiter)
             await waiter
         if self._draining or self._service is None:
             raise DrainingError("the p2p service is being stopped")
-        outer = self._service.outer()
-        descriptor = shared_vector.publish(outer.params)  # here and now: the vector changes once the loop runs again
-        head = {"parent": outer.parent, "round": outer.round, "tokens": outer.tokens, "finished": outer.finished}
-        return Reply({**head, "numel": outer.params.size}, [descriptor])
+        return self._service
 
     def _is_other(self, parent: bytes | None) -> bool:
         """Whether a state is held, and it is not the one behind `parent`."""
@@ -206,16 +210,15 @@ class ServiceHost:
         """Whether the contribution still counts: its parent is the state in force."""
         parent, tokens = _field(frame.args, "parent", bytes), _field(frame.args, "tokens", int)
         steps = _field(frame.args, "steps", int)
-        if self._service is None or not self._held:
-            raise IpcError("a contribution before there is a state")
         if len(frame.files) != 1:
             raise IpcError(f"a contribution with {len(frame.files)} vectors")
-        outer = self._service.outer()
+        service = await self._holding()
+        outer = service.outer()
         if parent != outer.parent:
             return False
         vector = shared_vector.attach(frame.files[0], outer.params.size)
         self._contributed = parent
-        await self._service.contribute(parent, tokens, steps, vector)
+        await service.contribute(parent, tokens, steps, vector)
         return True
 
 

@@ -8,6 +8,7 @@ nor libp2p. Called by the `up` command; answers `daemon_api`.
 
 import asyncio
 import contextlib
+import dataclasses
 import json
 import logging
 import signal
@@ -26,6 +27,7 @@ from atoll.node.launch import Launch, Start
 from atoll.node.logs import RotatingLog
 from atoll.node.narrator import Narrator, evaluation_line, round_line
 from atoll.node.paths import write_durably
+from atoll.node.run_source import read_manifest
 from atoll.node.service_link import ServiceLink
 from atoll.node.status import TrainerHistory
 from atoll.node.terminal import one_line
@@ -254,11 +256,10 @@ class Supervisor:
         if run is None or self._manifest_held.is_set():
             return
         folder = self.launch.home.run_folder(run.run_id)
-        needs_tokenizer = run.manifest is None or run.manifest.draft.model.tokenizer != "bytes"
         if not (folder / "manifest").exists():
             return
-        # Without the manifest in hand, wait for the service to hold everything that it names.
-        if needs_tokenizer and not (folder / "tokenizer.json").exists() and not self.link.last.get("held"):
-            return
-        self._manifest_held.set()
-
+        manifest = run.manifest or read_manifest(folder / "manifest")
+        if run.manifest is None:
+            self.launch = dataclasses.replace(self.launch, run=dataclasses.replace(run, manifest=manifest))
+        if manifest.draft.model.tokenizer == "bytes" or (folder / "tokenizer.json").exists():
+            self._manifest_held.set()

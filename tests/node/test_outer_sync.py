@@ -149,6 +149,24 @@ async def test_a_restarted_service_gets_the_contribution_that_its_predecessor_he
     assert np.all(new.contributions[0][3] == 2.0)
 
 
+async def test_a_contribution_waits_for_a_service_that_is_still_fetching_its_state(port, serving, fake_service):
+    old, new = fake_service(advances=False), fake_service()
+    host = await serving(old)
+    await asyncio.to_thread(port.latest)
+    await asyncio.to_thread(port.vector)
+    host.drain()
+    contributing = asyncio.create_task(asyncio.to_thread(port.contribute, b"p0", 64, 5, port.vector()))
+    await asyncio.sleep(0.05)
+    host.task.cancel()
+    await asyncio.gather(host.task, return_exceptions=True)
+    successor = await serving(new, held=False)
+    await asyncio.sleep(0.05)
+    assert not contributing.done()
+    successor.hold()
+    await contributing
+    assert len(new.contributions) == 1
+
+
 async def test_a_service_that_drains_is_waited_out(port, serving, fake_service):
     host = await serving(fake_service(advances=False))
     waiting = asyncio.create_task(asyncio.to_thread(port.wait_next, b"p0"))

@@ -17,9 +17,14 @@ from atoll.node.exit_codes import ExitCode
 from atoll.node.launch import Launch, Start
 from atoll.node.run_source import RunSource
 from atoll.node.supervisor import Supervisor
-from atoll.protocol.identity import Identity
+from atoll.protocol.identity import Identity, peer_name
+from atoll.protocol.manifest import Draft, GenesisSettings, Manifest
 
-RUN_ID = bytes(range(32))
+OWNER = Identity(bytes(32))
+MANIFEST = Manifest.sign(
+    Draft.from_tree({"run": {"name": "r", "owner": peer_name(OWNER.peer_id)}}), GenesisSettings(10, bytes(32)), OWNER
+)
+RUN_ID = MANIFEST.run_id
 PREAMBLE = """
 import asyncio, json, os, sys, threading
 from pathlib import Path
@@ -119,10 +124,9 @@ async def start(home):
         (home.root / "status.json").write_text(json.dumps(status))
         folder = home.run_folder(RUN_ID)
         folder.mkdir(parents=True)
-        (folder / "manifest").write_text("the children here do not read it")
-        (folder / "tokenizer.json").write_text("{}")
+        (folder / "manifest").write_bytes(MANIFEST.signed_bytes())
         config = changes.pop("config", NodeConfig(loopback=True))
-        launch = FakeLaunch(home, config, 4001, Identity(bytes(32)).peer_id, RunSource(RUN_ID, None, ()))
+        launch = FakeLaunch(home, config, 4001, OWNER.peer_id, RunSource(RUN_ID, None, ()))
         daemon = Daemon(replace(launch, **changes))
         daemon.task = asyncio.create_task(daemon.supervisor.run(DaemonApi(daemon.supervisor).answer))
         running.append(daemon)
@@ -141,7 +145,7 @@ async def test_status_puts_service_and_trainer_together_and_down_ends_it_cleanly
     assert (status["state"], status["round"], status["state_digest"]) == ("TRAIN", 0, "ab")
     assert (status["inner_step"], status["loss"], status["tokens_per_s"]) == (3, 4.25, 123.0)
     assert [(row["round"], row["loss"]) for row in status["evaluations"]] == [(0, 5.5)]
-    assert status["run_id"] == RUN_ID.hex()
+    assert (status["run_id"], status["run_name"]) == (RUN_ID.hex(), "r")
     history = await daemon.ask("history")
     assert [(row["round"], row["loss"]) for row in history["losses"]] == [(1, 4.25)]
     assert await daemon.ask("peers") == [{"peer_id": "12D3KooWfriend"}]

@@ -13,7 +13,7 @@ import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, AnyStr
 
 from atoll.trainer.data.files import Source
 from atoll.trainer.data.report import Tally
@@ -116,11 +116,21 @@ def _lines(file: IO[bytes]) -> Iterator[bytes | None]:
     head = file.read(4)
     wide = wide_encoding(head)
     file.seek(len(codecs.BOM_UTF8) if head.startswith(codecs.BOM_UTF8) else 0)
-    reader: IO[Any] = io.TextIOWrapper(file, encoding=wide, newline="\n") if wide else file
-    end = "\n" if wide else b"\n"
+    if wide is None:
+        yield from _bounded_lines(file, b"\n")
+        return
+    reader = io.TextIOWrapper(file, encoding=wide, newline="\n")
+    try:
+        for line in _bounded_lines(reader, "\n"):
+            yield None if line is None else line.encode()
+    finally:
+        reader.detach()  # the file is the caller's to close
+
+
+def _bounded_lines(reader: IO[AnyStr], end: AnyStr) -> Iterator[AnyStr | None]:
     while line := reader.readline(ROW_LIMIT):
         if len(line) < ROW_LIMIT or line.endswith(end):
-            yield line.encode() if isinstance(line, str) else line
+            yield line
             continue
         while line and not line.endswith(end):
             line = reader.readline(ROW_LIMIT)

@@ -188,7 +188,7 @@ def test_a_document_is_on_the_same_side_whatever_surrounds_it(tmp_path):
 def test_rows_of_wide_and_marked_encodings_are_read(tmp_path):
     line = '{"text": "grüße"}\n'
     for name, data in {"a.jsonl": line.encode("utf-16"), "b.jsonl": b"\xef\xbb\xbf" + line.encode()}.items():
-        (tmp_path / name).write_bytes(data * 1)
+        (tmp_path / name).write_bytes(data)
         assert texts(prepare(tmp_path / name, tmp_path / "home")) == {"grüße".encode()}
 
 
