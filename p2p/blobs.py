@@ -1,6 +1,7 @@
 """Content-addressed bytes on disk: contributions, results, genesis. Callers hold digests; memory holds an index only.
 
-Blobs of one round and kind lie in one folder, so that a round's bytes go together. Ranges of existing files (genesis,
+Blobs of one round and kind lie in one folder, so that a round's bytes go together; the same bytes may lie in several
+(where one peer contributes, its part and the average are equal) and go with each folder separately. Ranges of existing files (genesis,
 manifest) can be registered under a digest too. Writes are without fsync; `sync` makes chosen ones durable (DESIGN
 rule 3: bytes first, then the vote).
 """
@@ -26,25 +27,26 @@ class Place:
 class BlobStore:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._places: dict[Digest, Place] = {}
+        self._places: dict[Digest, list[Place]] = {}
+        self._lock = threading.Lock()  # worker threads store while the event loop drops
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for path in folder.glob("*/*"):
             if path.suffix:  # a write that never ended
                 path.unlink()
             else:
-                self._places[bytes.fromhex(path.name)] = Place(path, 0, path.stat().st_size)
+                self._add(bytes.fromhex(path.name), Place(path, 0, path.stat().st_size))
 
     def put(self, kind: BlobKind, parent: Digest, digest: Digest, data: bytes | memoryview) -> None:
         """Store bytes whose digest the caller has checked. Atomic; raises OSError."""
-        if digest in self._places:
-            return
         path = self._group(kind, parent) / digest.hex()
+        if any(place.path == path for place in self._places.get(digest, ())):
+            return
         partial = path.with_suffix(f".{threading.get_ident()}")
         try:
             self._write(partial, path, data)
         except FileNotFoundError:  # its folder was discarded between its making and its use
             self._write(partial, path, data)
-        self._places[digest] = Place(path, 0, len(data))
+        self._add(digest, Place(path, 0, len(data)))
 
     @staticmethod
     def _write(partial: Path, path: Path, data: bytes | memoryview) -> None:
@@ -54,16 +56,16 @@ class BlobStore:
 
     def register(self, digest: Digest, path: Path, offset: int, size: int) -> None:
         """Serve a range of an existing file under `digest`."""
-        self._places[digest] = Place(path, offset, size)
+        self._add(digest, Place(path, offset, size))
 
     def size(self, digest: Digest) -> int | None:
         """Bytes of a blob, None if it is not here."""
-        place = self._places.get(digest)
-        return place.size if place else None
+        places = self._places.get(digest)
+        return places[0].size if places else None
 
     def read(self, digest: Digest) -> bytes:
         """The whole blob. Raises KeyError if it is not here, or no longer; OSError."""
-        place = self._places[digest]
+        place = self._places[digest][0]
         try:
             with place.path.open("rb") as file:
                 file.seek(place.offset)
@@ -75,9 +77,9 @@ class BlobStore:
         """Make these blobs durable."""
         folders = set()
         for digest in digests:
-            place = self._places[digest]
-            folders.add(place.path.parent)
-            _fsync(place.path)
+            for place in self._places[digest]:
+                folders.add(place.path.parent)
+                _fsync(place.path)
         for folder in folders:
             _fsync(folder)
 
@@ -87,12 +89,12 @@ class BlobStore:
 
     def retain(self, kind: BlobKind, parents: Iterable[Digest]) -> None:
         """Drop the blobs of this kind of all rounds but these."""
-        kept = {self._group(kind, parent) for parent in parents}
-        prefix = self._prefix(kind)
-        self._drop({group for group in self.folder.iterdir() if group.name.startswith(prefix)} - kept)
-
-    def _drop(self, groups: set[Path]) -> None:
-        self._places = {digest: place for digest, place in self._places.items() if place.path.parent not in groups}
+        with self._lock:
+            kept = {
+                digest: [place for place in places if place.path.parent not in groups]
+                for digest, places in self._places.items()
+            }
+            self._places = {digest: places for digest, places in kept.items() if places}
         for group in groups:
             shutil.rmtree(group, ignore_errors=True)
 

@@ -189,3 +189,13 @@ def test_random_kills_and_restarts_never_divide_the_swarm(swarm, seed):
             peer.boot()
     tip = max(p.round.chain.tip.round for p in group.live())
     reach(group, tip + 2, seconds=600)
+
+
+def test_rounds_of_one_peer_leave_results_that_the_other_can_fetch(swarm):
+    """A lone contribution and its average are the same bytes: dropping the one must not drop the other."""
+    group = swarm(2)
+    reach(group, 1)
+    group.kill(group[1])
+    reach(group, 4, peers=[group[0]])
+    group[1].boot()
+    reach(group, 6)
