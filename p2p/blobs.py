@@ -1,9 +1,9 @@
 """Content-addressed bytes on disk: contributions, results, genesis. Callers hold digests; memory holds an index only.
 
 Blobs of one round and kind lie in one folder, so that a round's bytes go together; the same bytes may lie in several
-(where one peer contributes, its part and the average are equal) and go with each folder separately. Ranges of existing files (genesis,
-manifest) can be registered under a digest too. Writes are without fsync; `sync` makes chosen ones durable (DESIGN
-rule 3: bytes first, then the vote).
+(where one peer contributes, its part and the average are equal) and go with each folder separately. Ranges of existing
+files (genesis, manifest) can be registered under a digest too. Writes are without fsync; `sync` makes chosen ones
+durable (DESIGN rule 3: bytes first, then the vote).
 """
 
 import os
@@ -89,6 +89,15 @@ class BlobStore:
 
     def retain(self, kind: BlobKind, parents: Iterable[Digest]) -> None:
         """Drop the blobs of this kind of all rounds but these."""
+        kept = {self._group(kind, parent) for parent in parents}
+        prefix = self._prefix(kind)
+        self._drop({group for group in self.folder.iterdir() if group.name.startswith(prefix)} - kept)
+
+    def _add(self, digest: Digest, place: Place) -> None:
+        with self._lock:
+            self._places.setdefault(digest, []).append(place)
+
+    def _drop(self, groups: set[Path]) -> None:
         with self._lock:
             kept = {
                 digest: [place for place in places if place.path.parent not in groups]

@@ -59,7 +59,7 @@ class HivemindTransport:
         self._failure: TransportError | None = None
 
     @classmethod
-    async def create(  # noqa: PLR0917
+    async def create(
         cls, identity_file: Path, peer_id: PeerId, host_maddrs: Sequence[str], announce_maddrs: Sequence[str],
         initial_peers: Sequence[str], socket_prefix: str, *, upnp: bool = False, nat: bool = True,
         remembered_peers: Sequence[str] = (), watch: Watch | None = None,

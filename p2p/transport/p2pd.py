@@ -90,11 +90,11 @@ class Daemon:
 
     @property
     def pid(self) -> int:
-        return int(self.p2p._child.pid)  # noqa: SLF001  # hivemind has no public way to its child
+        return int(self.p2p._child.pid)  # hivemind has no public way to its child
 
     async def exited(self) -> int:
         """Wait for p2pd's end; its exit status (hivemind's `is_alive` stays True)."""
-        return int(await self.p2p._child.wait())  # noqa: SLF001
+        return int(await self.p2p._child.wait())
 
     @classmethod
     async def start(
@@ -114,7 +114,7 @@ class Daemon:
                     nat_port_map=settings.upnp, auto_nat=settings.nat, use_relay=settings.nat,
                     use_auto_relay=settings.nat, dht_mode="server", startup_timeout=START_TIMEOUT_S,
                 )
-                control = Control(hivemind, p2p._daemon_listen_maddr["unix"])  # noqa: SLF001
+                control = Control(hivemind, p2p._daemon_listen_maddr["unix"])
                 node = await _dht_node(hivemind, p2p, settings.peer_id, previous)
             started = True
         except (TimeoutError, OSError, ValueError, hivemind.DaemonError) as error:
@@ -187,8 +187,8 @@ async def _dht_node(hivemind: Hivemind, p2p: Any, peer_id: PeerId, previous: Dae
 
 async def _end(p2p: Any, patience_s: float = _STOP_TIMEOUT_S) -> None:
     """SIGTERM, then SIGKILL (a stopped process does not take the first), then the sockets that remain."""
-    child = p2p._child  # noqa: SLF001
-    p2p._terminate()  # noqa: SLF001  # everything of `shutdown` but its wait, which has no limit
+    child = p2p._child
+    p2p._terminate()  # everything of `shutdown` but its wait, which has no limit
     if child is not None:
         try:
             async with asyncio.timeout(patience_s):
@@ -197,7 +197,7 @@ async def _end(p2p: Any, patience_s: float = _STOP_TIMEOUT_S) -> None:
             with contextlib.suppress(ProcessLookupError):
                 child.send_signal(signal.SIGKILL)
             await child.wait()
-        child._transport.close()  # noqa: SLF001
+        child._transport.close()
     for name in ("_daemon_listen_maddr", "_client_listen_maddr"):
         maddr = getattr(p2p, name, None)  # `create` may have failed before it named them
         if maddr is not None:

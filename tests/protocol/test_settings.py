@@ -26,7 +26,7 @@ class Outer:
     numbers: tuple[int, ...] = setting((), low=2, doc="several numbers")
     limit: int | None = setting(None, low=1, doc="a bound, if any")
     data: bytes = setting(b"", doc="bytes")
-    free: dict[str, Any] = setting({"a": 1}, doc="anything")  # noqa: RUF009 — a factory inside
+    free: dict[str, Any] = setting({"a": 1}, doc="anything")
 
 
 def test_defaults_fill_what_is_left_out_and_tree_is_the_inverse():
