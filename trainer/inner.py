@@ -73,7 +73,7 @@ class InnerOptimizer:
         loss = self._backward(batch)
         with torch.no_grad():
             gradients = [_local(parameter.grad) for parameter in self._parameters if parameter.grad is not None]
-            norms = torch.stack(torch._foreach_norm(gradients))  # noqa: SLF001 - what clip_grad_norm_ calls
+            norms = torch.stack(torch._foreach_norm(gradients))
             squares = norms.double().square().sum().item()
             loss, squares = self._ranks.sum([loss, squares])
             norm = math.sqrt(squares) if squares >= 0 else math.nan

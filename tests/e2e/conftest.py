@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import tomlkit
 
 from atoll.node.paths import Home
 
@@ -26,8 +27,16 @@ class Atoll:
 
     def run(self, *arguments, timeout=120.0):
         """Run a command to its end."""
-        return subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=timeout,
-                              check=False, stdin=subprocess.DEVNULL, start_new_session=True, cwd=self.folder)
+        return subprocess.run(
+            [*COMMAND, *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            cwd=self.folder,
+        )
 
     def json(self, *arguments, timeout=120.0):
         """The one JSON object that a command prints, which must succeed."""
@@ -38,8 +47,14 @@ class Atoll:
     def start(self, *arguments):
         """Start a command that goes on; what it prints goes to `output.txt` in the test's folder."""
         with (self.folder / "output.txt").open("ab") as output:
-            process = subprocess.Popen([*COMMAND, *map(str, arguments)], stdout=output, stderr=output,
-                                       stdin=subprocess.DEVNULL, start_new_session=True, cwd=self.folder)
+            process = subprocess.Popen(
+                [*COMMAND, *map(str, arguments)],
+                stdout=output,
+                stderr=output,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+                cwd=self.folder,
+            )
         self._started.append(process)
         return process
 
@@ -47,6 +62,19 @@ class Atoll:
         """What `atoll status --json` says, or an empty round where nobody answers."""
         done = self.run("status", "--home", home, "--json")
         return json.loads(done.stdout) if done.returncode == 0 else {"state": None, "round": -1, "state_digest": None}
+
+    def sign(self, owner, **tables):
+        """A signed run with settings of its own, as a person would make it from a draft; the manifest's path."""
+        draft, manifest = self.folder / "draft" / "run.toml", self.folder / "draft" / "run.manifest"
+        draft.parent.mkdir()
+        assert self.run("run", "new", "--home", owner, "--out", draft).returncode == 0
+        document = tomlkit.parse(draft.read_text())
+        for table, values in {"data": {"source": "local"}, **tables}.items():
+            document[table] |= values
+        draft.write_text(tomlkit.dumps(document))
+        signed = self.run("run", "sign", draft, "--home", owner)
+        assert signed.returncode == 0, signed.stderr
+        return manifest
 
     def wait(self, what, condition, timeout=90.0):
         """Wait for a condition on running daemons, whose only event is a changed answer."""

@@ -5,8 +5,16 @@ import json
 import pytest
 
 KEYS = {
-    "peers", "rounds", "killed", "initial_loss", "final_loss", "tokens", "bytes_sent", "reduction_vs_ddp",
-    "state_digests", "seconds",
+    "peers",
+    "rounds",
+    "killed",
+    "initial_loss",
+    "final_loss",
+    "tokens",
+    "bytes_sent",
+    "reduction_vs_ddp",
+    "state_digests",
+    "seconds",
 }
 SHORT = ("--rounds", 2, "--inner-steps", 3)
 
@@ -39,12 +47,15 @@ def test_the_rest_finish_when_a_peer_and_leader_is_killed_in_an_exchange(atoll, 
     assert result["final_loss"] < result["initial_loss"]
 
 
-@pytest.mark.parametrize(("arguments", "code", "words"), [
-    (("--peers", 0), 2, "--peers is 0"),
-    (("--peers", 4, "--kill", 9), 9, "no quorum"),
-    (("--data", "no-such-file"), 7, "no-such-file"),
-    (("--peers", "many"), 2, "many"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("--peers", 0), 2, "--peers is 0"),
+        (("--peers", 4, "--kill", 9), 9, "no quorum"),
+        (("--data", "no-such-file"), 7, "no-such-file"),
+        (("--peers", "many"), 2, "many"),
+    ],
+)
 def test_what_cannot_work_is_refused_before_anything_starts(atoll, arguments, code, words):
     done = atoll.run("demo", *arguments, timeout=20)
     assert done.returncode == code

@@ -48,7 +48,9 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def make_run(
-    tmp_path_factory: pytest.TempPathFactory, owner: Identity, corpus: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    owner: Identity,
+    corpus: Path,
 ) -> Callable[..., SmallRun]:
     """A run of a tiny model; keyword arguments overlay the draft's tables."""
     from atoll.trainer.genesis import make_genesis
@@ -56,7 +58,9 @@ def make_run(
     def make(**tables: dict[str, Any]) -> SmallRun:
         tree: dict[str, dict[str, Any]] = {
             "run": {"name": "small", "owner": peer_name(owner.peer_id), "rounds": 3, "seed": 5},
-            "model": {"config": {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}},
+            "model": {
+                "config": {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+            },
             "data": {"source": "local", "sequence_length": 16, "evaluation_tokens": 256, "held_out_every": 8},
             "inner": {"steps": 4, "batch_sequences": 4, "warmup_steps": 3},
             "exchange": {"contribution_codec": "fp32", "gather_codec": "fp32", "token_unit": 1, "part_elements": 4096},

@@ -24,7 +24,8 @@ from atoll.trainer.rank import RankSettings, run_rank
 def main(groups: list[dict[str, Any]]) -> int:
     for group in groups:
         children = [fork_rank(group, rank) for rank in range(group["world"])]
-        if any([os.waitpid(child, 0)[1] for child in children]):
+        statuses = [os.waitpid(child, 0)[1] for child in children]  # each of them has to be waited for
+        if any(statuses):
             return 1
     return 0
 
@@ -35,7 +36,7 @@ def fork_rank(group: dict[str, Any], rank: int) -> int:
         return child
     try:
         run_group(group, rank)
-    except BaseException:
+    except BaseException:  # noqa: BLE001  printed; a forked child must not return into its parent's code
         traceback.print_exc()
         os._exit(1)
     os._exit(0)
@@ -45,9 +46,15 @@ def run_group(group: dict[str, Any], rank: int) -> None:
     for scenario in group["scenarios"]:
         folder = Path(scenario["folder"])
         settings = RankSettings(
-            rank=rank, world_size=group["world"], local_rank=rank, store_file=folder / "store",
-            manifest=Path(scenario["manifest"]), tokenizer=None, data=tuple(map(Path, scenario["data"])),
-            peer_id=bytes.fromhex(scenario["peer_id"]), folder=folder / "trainer",
+            rank=rank,
+            world_size=group["world"],
+            local_rank=rank,
+            store_file=folder / "store",
+            manifest=Path(scenario["manifest"]),
+            tokenizer=None,
+            data=tuple(map(Path, scenario["data"])),
+            peer_id=bytes.fromhex(scenario["peer_id"]),
+            folder=folder / "trainer",
             evaluate_every_rounds=scenario.get("evaluate_every_rounds", 0),
             micro_batch_sequences=scenario.get("micro_batch_sequences", 0),
         )
@@ -70,7 +77,8 @@ def as_lead(settings: RankSettings, scenario: dict[str, Any], folder: Path) -> d
     swarm.run([lambda: run_rank(settings, lambda: port)])
     swarm.params.tofile(folder / "params")
     return {
-        "round": swarm.round, "tokens": swarm.tokens,
+        "round": swarm.round,
+        "tokens": swarm.tokens,
         "losses": [evaluation.loss for evaluation in port.evaluations],
         "evaluated_tokens": [evaluation.tokens for evaluation in port.evaluations],
         "progress": [{**dataclasses.asdict(progress), "parent": progress.parent.hex()} for progress in port.progress],

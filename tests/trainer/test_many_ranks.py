@@ -36,10 +36,16 @@ def spec(folder: Path, world: int, scenarios: Scenarios) -> dict[str, Any]:
     specs = []
     for name, (run, data, more) in scenarios.items():
         (folder / name).mkdir(parents=True)
-        specs.append({
-            "folder": str(folder / name), "manifest": str(run.manifest_file), "genesis": str(run.genesis),
-            "data": [str(path) for path in data], "peer_id": PEER_ID.hex(), **more,
-        })
+        specs.append(
+            {
+                "folder": str(folder / name),
+                "manifest": str(run.manifest_file),
+                "genesis": str(run.genesis),
+                "data": [str(path) for path in data],
+                "peer_id": PEER_ID.hex(),
+                **more,
+            }
+        )
     return {"world": world, "scenarios": specs}
 
 
@@ -70,13 +76,17 @@ def started(runs, corpus, tmp_path_factory) -> dict[str, Started]:
     worlds: dict[str, Scenarios] = {
         "one": {"plain": (plain, [corpus], {}), "wild": (wild, [corpus], {})},
         "two": {
-            "plain": (plain, [corpus], {}), "micro": (plain, [corpus], {"micro_batch_sequences": 2}),
-            "wild": (wild, [corpus], {}), "missing": (plain, [folder / "nothing"], {}),
-            "documents-1": (tiny, [texts[1]], {}), "documents-7": (tiny, [texts[7]], {}),
+            "plain": (plain, [corpus], {}),
+            "micro": (plain, [corpus], {"micro_batch_sequences": 2}),
+            "wild": (wild, [corpus], {}),
+            "missing": (plain, [folder / "nothing"], {}),
+            "documents-1": (tiny, [texts[1]], {}),
+            "documents-7": (tiny, [texts[7]], {}),
         },
         "three": {
             "plain": (plain, [corpus], {"evaluate_every_rounds": 1}),
-            "documents-2": (tiny, [texts[2]], {}), "documents-3": (tiny, [texts[3]], {}),
+            "documents-2": (tiny, [texts[2]], {}),
+            "documents-3": (tiny, [texts[3]], {}),
         },
     }
     groups = [spec(folder / name, number, scenarios) for number, (name, scenarios) in enumerate(worlds.items(), 1)]

@@ -1,4 +1,4 @@
-"""The real loop, run by two peers, against a plain single-process reference; and against itself, stopped and resumed."""
+"""The real loop, run by two peers, against a plain single-process reference; and against itself, resumed."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -6,20 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from torch.nn import functional
 
 from atoll.protocol.identity import Identity
-from atoll.trainer.data.files import Corpus
-from atoll.trainer.data.loader import IGNORED, Loader, Windows
-from atoll.trainer.data.tokenizer import ByteTokenizer
-from atoll.trainer.data.tokens import prepare_tokens
 from atoll.trainer.genesis import read_vector
 from atoll.trainer.local_sync import LocalOuterSync, LocalSwarm
-from atoll.trainer.model import model_config, seeded_model
 from atoll.trainer.outer_sync import Order, Progress
 from atoll.trainer.rank import RankSettings, build_loop
-from atoll.trainer.schedule import learning_rate
 from atoll.trainer.shared_sync import SharedSync
 
 PEERS = [Identity(bytes([number]) * 32).peer_id for number in (1, 2)]
@@ -36,14 +28,23 @@ def swarm_of(run: Any, peers: int = 2) -> LocalSwarm:
     return LocalSwarm(run.manifest.draft, genesis, run.manifest.run_id, peers)
 
 
-def train(swarm: LocalSwarm, run: Any, ranks: Any, folder: Path, orders: Sequence[OrderOf] = ()) -> list[LocalOuterSync]:
+def train(
+    swarm: LocalSwarm, run: Any, ranks: Any, folder: Path, orders: Sequence[OrderOf] = ()
+) -> list[LocalOuterSync]:
     """Every peer's real loop in this process, until the swarm is finished or stops."""
     ports = []
     bodies = []
     for number in range(swarm.workers):
         settings = RankSettings(
-            rank=0, world_size=1, local_rank=0, store_file=Path("unused"), manifest=run.manifest_file, tokenizer=None,
-            data=(run.corpus,), peer_id=PEERS[number], folder=folder / f"peer-{number}",
+            rank=0,
+            world_size=1,
+            local_rank=0,
+            store_file=Path("unused"),
+            manifest=run.manifest_file,
+            tokenizer=None,
+            data=(run.corpus,),
+            peer_id=PEERS[number],
+            folder=folder / f"peer-{number}",
         )
         port = LocalOuterSync(swarm, number, orders[number] if orders else go_on)
         loop = build_loop(run.manifest, settings, ranks)
@@ -53,65 +54,12 @@ def train(swarm: LocalSwarm, run: Any, ranks: Any, folder: Path, orders: Sequenc
     return ports
 
 
-def reference(run: Any, folder: Path) -> np.ndarray:
-    """DiLoCo as in the paper: plain PyTorch modules, a NumPy outer step written out, no FSDP, no port, no network."""
-    draft = run.manifest.draft
-    tokens = prepare_tokens(folder, Corpus.choose([run.corpus], "local"), draft.data, ByteTokenizer())
-    windows = Windows(tokens.training, draft.data.sequence_length)
-    outer = np.fromfile(run.genesis, "<f4")
-    momentum = np.zeros_like(outer)
-    workers = []
-    for peer in PEERS:
-        model = seeded_model(model_config(draft.model, 257, 256), 0)
-        matrices = [p for p in model.parameters() if p.ndim > 1]
-        vectors = [p for p in model.parameters() if p.ndim == 1]
-        optimizer = torch.optim.AdamW(
-            [{"params": matrices, "weight_decay": draft.inner.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
-            betas=(draft.inner.beta1, draft.inner.beta2), eps=draft.inner.epsilon,
-        )
-        workers.append((model, optimizer, Loader(windows, draft.run.seed, peer)))
-    for round_number in range(draft.run.rounds):
-        gradients, weights = [], []
-        for model, optimizer, loader in workers:
-            put(model, outer)
-            consumed = 0
-            for step in range(draft.inner.steps):
-                batch = loader.next(draft.inner.batch_sequences, 0, 1)
-                logits = model(input_ids=torch.from_numpy(batch.inputs)).logits
-                loss = functional.cross_entropy(logits.flatten(0, 1), torch.from_numpy(batch.targets).flatten(), ignore_index=IGNORED)
-                optimizer.zero_grad()
-                loss.backward()
-                torch.nn.utils.clip_grad_norm_(model.parameters(), draft.inner.clip_norm)
-                for group in optimizer.param_groups:
-                    group["lr"] = learning_rate(draft.inner, draft.run.rounds, round_number, step)
-                optimizer.step()
-                consumed += batch.tokens
-            gradients.append(outer - flat(model))
-            weights.append(consumed)
-        average = sum(w * g for w, g in zip(weights, gradients, strict=True)) / sum(weights)
-        momentum = draft.outer.momentum * momentum + average
-        outer = (outer - draft.outer.learning_rate * (average + draft.outer.momentum * momentum)).astype(np.float32)
-    return outer
-
-
-def flat(model: torch.nn.Module) -> np.ndarray:
-    return np.concatenate([p.detach().numpy().reshape(-1) for _, p in sorted(model.named_parameters())])
-
-
-def put(model: torch.nn.Module, vector: np.ndarray) -> None:
-    start = 0
-    with torch.no_grad():
-        for _, parameter in sorted(model.named_parameters()):
-            parameter.copy_(torch.tensor(vector[start:start + parameter.numel()]).view_as(parameter))
-            start += parameter.numel()
-
-
 @pytest.mark.parametrize("outer", [{"learning_rate": 1.0, "momentum": 0.0}, {"learning_rate": 0.7, "momentum": 0.9}])
-def test_two_peers_end_where_a_plain_single_process_reference_ends(outer, make_run, ranks, tmp_path):
+def test_two_peers_end_where_a_plain_single_process_reference_ends(outer, make_run, ranks, plain_reference, tmp_path):
     run = make_run(outer=outer)
     swarm = swarm_of(run)
     ports = train(swarm, run, ranks, tmp_path)
-    expected = reference(run, tmp_path)
+    expected = plain_reference(run.manifest.draft, run.genesis, run.corpus, PEERS, tmp_path)
     moved = np.abs(expected - np.fromfile(run.genesis, "<f4")).max()
     assert moved > 1e-3
     assert np.abs(swarm.params - expected).max() < 1e-6
@@ -124,6 +72,7 @@ def test_two_peers_end_where_a_plain_single_process_reference_ends(outer, make_r
 def stop_at(round_parent: bytes | None, step: int) -> OrderOf:
     def order(progress: Progress) -> Order:
         return Order.STOP if progress.parent == round_parent and progress.inner_step == step else Order.CONTINUE
+
     return order
 
 
@@ -148,6 +97,6 @@ def test_a_peer_that_stops_amid_a_round_goes_on_at_the_next_step(make_run, ranks
     cut = swarm_of(run, 1)
     train(cut, run, ranks, tmp_path / "cut", [stop_at(cut.parent, 3)])
     assert cut.round == 0
-    port, = train(cut, run, ranks, tmp_path / "cut")
+    (port,) = train(cut, run, ranks, tmp_path / "cut")
     assert [progress.inner_step for progress in port.progress][:2] == [4, 1]
     assert cut.params.tobytes() == whole.params.tobytes()

@@ -89,12 +89,30 @@ def test_one_folder_with_everything_that_can_be_wrong(tmp_path):
     tokens = prepare(folder, tmp_path / "home")
     assert texts(tokens) == {*DIRTY.values(), b"row one", b"parquet one", b"behind a link"}
     assert reasons(tokens.report) == {
-        "row without text": 4, "row is not JSON": 3, "empty row": 2, "row is not Unicode": 1, "no text column": 2,
-        "not a parquet file": 1, "empty file": 2, "not text": 1, "hidden": 1, "not a regular file": 1,
-        "unreadable file": 2, "folder already read under another name": 1,
+        "row without text": 4,
+        "row is not JSON": 3,
+        "empty row": 2,
+        "row is not Unicode": 1,
+        "no text column": 2,
+        "not a parquet file": 1,
+        "empty file": 2,
+        "not text": 1,
+        "hidden": 1,
+        "not a regular file": 1,
+        "unreadable file": 2,
+        "folder already read under another name": 1,
     }
     named = {skip.where for skip in tokens.report.named}
-    assert {"pipe", "empty.txt", "rows.jsonl:2", "rows.jsonl:10", "good.parquet:2", "packed.txt.gz", "loop", "turn"} <= named
+    assert {
+        "pipe",
+        "empty.txt",
+        "rows.jsonl:2",
+        "rows.jsonl:10",
+        "good.parquet:2",
+        "packed.txt.gz",
+        "loop",
+        "turn",
+    } <= named
     assert "skipped" in tokens.report.sentence()
 
 
@@ -106,9 +124,14 @@ def test_a_file_that_fails_while_it_is_read_is_named(tmp_path, monkeypatch):
     assert reasons(tally.report(complete=True)) == {"unreadable file": 1}
 
 
-@pytest.mark.parametrize(("content", "name"), [
-    (b'{"text": "the only row"}', "one.jsonl"), (b"abc", "three-bytes.txt"), (b"x" * 3000, "small.txt"),
-])
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [
+        (b'{"text": "the only row"}', "one.jsonl"),
+        (b"abc", "three-bytes.txt"),
+        (b"x" * 3000, "small.txt"),
+    ],
+)
 def test_the_smallest_corpora_have_both_sides(content, name, tmp_path):
     (tmp_path / name).write_bytes(content)
     tokens = prepare(tmp_path / name, tmp_path / "home")
@@ -131,15 +154,18 @@ def test_every_number_of_documents_has_both_sides_and_loses_none(count, tmp_path
     assert texts(tokens) == expected
 
 
-@pytest.mark.parametrize(("make", "words"), [
-    (lambda path: None, "does not exist"),
-    (lambda path: path.write_bytes(b""), "holds no text"),
-    (lambda path: path.write_bytes(b"ab"), "at least 3 are needed"),
-    (lambda path: path.mkdir(), "holds no text"),
-    (os.mkfifo, "not a regular file"),
-    (lambda path: path.symlink_to(path), "cannot read"),
-    (lambda path: path.write_bytes(gzip.compress(b"text")), "gzip"),
-])
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda path: None, "does not exist"),
+        (lambda path: path.write_bytes(b""), "holds no text"),
+        (lambda path: path.write_bytes(b"ab"), "at least 3 are needed"),
+        (lambda path: path.mkdir(), "holds no text"),
+        (os.mkfifo, "not a regular file"),
+        (lambda path: path.symlink_to(path), "cannot read"),
+        (lambda path: path.write_bytes(gzip.compress(b"text")), "gzip"),
+    ],
+)
 def test_an_unusable_corpus_is_refused_with_one_sentence(make, words, tmp_path):
     path = tmp_path / "given"
     make(path)
@@ -169,7 +195,8 @@ def test_relative_and_linked_paths_are_the_same_corpus(tmp_path, monkeypatch):
     (tmp_path / "link").symlink_to(folder)
     monkeypatch.chdir(tmp_path)
     by_name, by_link, relative = (
-        prepare(path, tmp_path / f"home-{number}") for number, path in enumerate((folder, tmp_path / "link", Path("text")))
+        prepare(path, tmp_path / f"home-{number}")
+        for number, path in enumerate((folder, tmp_path / "link", Path("text")))
     )
     assert by_name.digest == by_link.digest == relative.digest
     assert np.array_equal(by_name.held_out, by_link.held_out)
@@ -180,7 +207,9 @@ def test_a_document_is_on_the_same_side_whatever_surrounds_it(tmp_path):
     (tmp_path / "a.jsonl").write_text("\n".join(rows))
     (tmp_path / "b.jsonl").write_text("\n".join(reversed(rows[100:])))
     a, b = (prepare(tmp_path / name, tmp_path / name[0]) for name in ("a.jsonl", "b.jsonl"))
-    sides = [{text for text in bytes(t.held_out[t.held_out < 256].astype(np.uint8)).split(b"row ") if text} for t in (a, b)]
+    sides = [
+        {text for text in bytes(t.held_out[t.held_out < 256].astype(np.uint8)).split(b"row ") if text} for t in (a, b)
+    ]
     assert 10 < len(sides[0]) < 40
     assert sides[1] < sides[0]
 
@@ -215,7 +244,7 @@ def test_token_files_are_made_once_and_anew_when_the_corpus_changes(tmp_path):
     path = tmp_path / "text.txt"
     path.write_text("first text")
     first = prepare(path, tmp_path / "home")
-    made, = (tmp_path / "home").iterdir()
+    (made,) = (tmp_path / "home").iterdir()
     before = (made / "tokens.json").stat().st_mtime_ns
     assert prepare(path, tmp_path / "home").digest == first.digest
     assert (made / "tokens.json").stat().st_mtime_ns == before
@@ -228,7 +257,7 @@ def test_damaged_token_files_are_named(tmp_path):
     path = tmp_path / "text.txt"
     path.write_text("some text")
     prepare(path, tmp_path / "home")
-    made, = (tmp_path / "home").iterdir()
+    (made,) = (tmp_path / "home").iterdir()
     (made / "train.bin").write_bytes(b"")
     with pytest.raises(DataError, match="damaged"):
         prepare(path, tmp_path / "home")

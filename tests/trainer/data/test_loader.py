@@ -21,7 +21,9 @@ def test_an_epochs_order_is_a_permutation(count):
 
 def test_peers_epochs_and_seeds_have_orders_of_their_own():
     positions = np.arange(500)
-    orders = [permuted(positions, 500, *who).tolist() for who in ((1, PEER, 0), (1, OTHER, 0), (1, PEER, 1), (2, PEER, 0))]
+    orders = [
+        permuted(positions, 500, *who).tolist() for who in ((1, PEER, 0), (1, OTHER, 0), (1, PEER, 1), (2, PEER, 0))
+    ]
     assert len({tuple(order) for order in orders}) == 4
 
 
@@ -52,7 +54,7 @@ def test_ranks_share_one_batch_in_equal_shapes(ranks):
     assert {part.tokens for part in parts} == {whole.tokens}
     joined = np.concatenate([part.targets for part in parts])
     assert np.array_equal(joined[: len(whole.targets)], whole.targets)
-    assert (joined[len(whole.targets):] == IGNORED).all()
+    assert (joined[len(whole.targets) :] == IGNORED).all()
 
 
 def test_a_position_goes_on_exactly_where_it_was_saved():
