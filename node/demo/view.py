@@ -23,6 +23,8 @@ _STATE_STYLES = {
     "FAILED": "bold red", "GONE": "red", "KILLED": "bold red",
 }
 
+_MOST_WARNINGS = 4
+
 
 @dataclass(frozen=True)
 class Frame:
@@ -111,8 +113,7 @@ def render(frame: Frame) -> RenderableType:
         table.add_column(title, justify="right" if side == "right" else "left", no_wrap=True)
     for peer in frame.peers:
         table.add_row(*_row(peer, frame.rounds))
-    warnings = [Text(f"peer {peer.index}: {text}", style="yellow") for peer in frame.peers for text in _sayings(peer)]
-    return Group(table, _progress(frame), *warnings[:6])
+    return Group(table, _progress(frame), *_warnings(frame))
 
 
 def _row(peer: Snapshot, rounds: int) -> tuple[RenderableType, ...]:
@@ -142,5 +143,12 @@ def _progress(frame: Frame) -> RenderableType:
     return line
 
 
-def _sayings(peer: Snapshot) -> tuple[str, ...]:
-    return ((peer.reason,) if peer.reason else ()) + peer.warnings
+def _warnings(frame: Frame) -> list[RenderableType]:
+    """What is amiss, each thing once and on one line, with the peers that say so."""
+    said: dict[str, list[int]] = {}
+    for peer in frame.peers:
+        for text in (peer.reason, *peer.warnings) if peer.alive else ():
+            if text:
+                said.setdefault(text, []).append(peer.index)
+    lines = [f"peer {', '.join(map(str, peers))}: {text}" for text, peers in said.items()]
+    return [Text(line, style="yellow", no_wrap=True, overflow="ellipsis") for line in lines[:_MOST_WARNINGS]]

@@ -50,3 +50,11 @@ def test_plain_lines_tell_a_round_and_an_end_once():
     assert text.count("round 1/8 certified") == 1
     assert text.count("is running") == 2
     assert text.count("is gone: killed by hand") == 2
+
+
+def test_what_several_peers_complain_of_takes_one_line():
+    console = Console(file=io.StringIO(), record=True, width=80)
+    console.print(render(frame(1, warnings=("refused: " + "nobody listens there, " * 10,))))
+    lines = [line for line in console.export_text().splitlines() if "refused" in line]
+    assert len(lines) == 1
+    assert lines[0].startswith("peer 1, 2: refused: nobody")
