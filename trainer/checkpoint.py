@@ -53,6 +53,8 @@ class Checkpoints:
     def __init__(self, folder: Path, ranks: Ranks) -> None:
         self._folder, self._ranks = folder, ranks
         self._pending: tuple[Future[Any], Path, Path] | None = None
+        self.failure = ""
+        """A sentence on the last checkpoint that could not be written, for the caller to tell and to clear."""
         with ranks.lead_works():
             if ranks.leads:
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -72,15 +74,17 @@ class Checkpoints:
         return None
 
     def begin(self, stamp: Stamp, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Start to write a checkpoint; returns as soon as the tensors have been copied."""
+        """Start to write a checkpoint; returns as soon as the tensors have been copied.
+
+        A checkpoint that cannot be written (a full disk) ends nobody's training: `failure` says so, the last one stays.
+        """
         self.finish()
         numbers = self._numbers() if self._ranks.leads else []
-        number, = self._ranks.from_lead([(numbers[-1] if numbers else 0) + 1], 1)
+        number = (numbers[-1] if numbers else 0) + 1
+        number, = self._ranks.from_lead([number if self._ranks.leads and self._stamped(number, stamp) else -1], 1)
+        if number < 0:
+            return
         partial = self._folder / f"partial-{number}"
-        with self._ranks.lead_works():
-            if self._ranks.leads:
-                partial.mkdir(mode=0o700)
-                (partial / "stamp.json").write_text(json.dumps(dataclasses.asdict(stamp)))
         writer = HuggingFaceStorageWriter(str(partial), save_distributed=True)
         future = async_save(dict(tensors), storage_writer=writer, process_group=self._ranks.background)
         if not isinstance(future, Future):
@@ -93,21 +97,16 @@ class Checkpoints:
             self.finish()
 
     def finish(self) -> None:
-        """Wait for the checkpoint that is being written and put it in place. Raises what went wrong with it."""
+        """Wait for the checkpoint that is being written and put it in place."""
         if self._pending is None:
             return
         (future, partial, final), self._pending = self._pending, None
-        future.result()
-        if not self._ranks.leads:
-            return
-        partial.rename(final)
-        descriptor = os.open(self._folder, os.O_RDONLY)
         try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        for old in self._numbers()[:-KEPT]:
-            shutil.rmtree(self._path(old))
+            future.result()
+            if self._ranks.leads:
+                self._place(partial, final)
+        except (OSError, CheckpointException) as error:
+            self._fail(partial, error)
 
     def load(self, number: int, tensors: Mapping[str, torch.Tensor]) -> bool:
         """Fill the tensors, sharded as they are, from a checkpoint; False (and any contents) where it is damaged."""
@@ -118,6 +117,34 @@ class Checkpoints:
             logger.warning("checkpoint %d is damaged: %s", number, error)
             return False
         return True
+
+    def _stamped(self, number: int, stamp: Stamp) -> bool:
+        partial = self._folder / f"partial-{number}"
+        try:
+            shutil.rmtree(partial, ignore_errors=True)  # what a failure could not remove
+            partial.mkdir(mode=0o700)
+            (partial / "stamp.json").write_text(json.dumps(dataclasses.asdict(stamp)))
+        except OSError as error:
+            self._fail(partial, error)
+            return False
+        return True
+
+    def _place(self, partial: Path, final: Path) -> None:
+        partial.rename(final)
+        descriptor = os.open(self._folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        for old in self._numbers()[:-KEPT]:
+            shutil.rmtree(self._path(old))
+
+    def _fail(self, partial: Path, error: BaseException) -> None:
+        cause = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
+        self.failure = f"No checkpoint could be written to {self._folder} ({cause}): make room; training goes on."
+        logger.warning("%s: %s", self.failure, error)
+        if self._ranks.leads:
+            shutil.rmtree(partial, ignore_errors=True)
 
     def _path(self, number: int) -> Path:
         return self._folder / f"checkpoint-{number}"

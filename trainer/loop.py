@@ -122,6 +122,9 @@ class TrainingLoop:
             self._account(result, outer, rate, epoch, batch.tokens / max(time.monotonic() - started, 1e-9))
             order = sync.report(self._progress(outer, result))
             self._checkpoints.poll()
+            if self._checkpoints.failure:
+                self._notices.append(self._checkpoints.failure)
+                self._checkpoints.failure = ""
             if order is not Order.CONTINUE:
                 return order
         return Order.CONTINUE

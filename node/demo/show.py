@@ -45,7 +45,6 @@ class Show:
     async def run(self) -> Outcome:
         """Play the plan. Raises AtollError where it cannot begin; what goes wrong later is in the outcome."""
         folder = self._plan.home or Path(tempfile.mkdtemp(prefix="atoll-demo-"))
-        make_folder(folder)
         swarm = Swarm(self._plan, folder)
         watch = Watch(self._ask)
         playing = asyncio.ensure_future(self._play(swarm, watch))
@@ -74,6 +73,7 @@ class Show:
         playing.cancel()
 
     async def _play(self, swarm: Swarm, watch: Watch) -> None:
+        make_folder(swarm.folder)
         self._mind_memory()
         self._view.note(f"making keys for {self._plan.peers} peers and signing a run among them")
         manifest = await swarm.prepare()

@@ -16,9 +16,17 @@ import numpy as np
 import transformers.models.llama.modeling_llama  # noqa: F401 - so that no rank has to
 
 from atoll.protocol.errors import AtollError
-from atoll.protocol.manifest import Manifest
+from atoll.protocol.manifest import Manifest, ModelSettings
+from atoll.trainer.flatten import canonical_entries
 from atoll.trainer.local_sync import LocalOuterSync, LocalSwarm
+from atoll.trainer.model import meta_model, model_config, shard
 from atoll.trainer.rank import RankSettings, run_rank
+from atoll.trainer.ranks import joined_ranks
+
+LARGE = {
+    "hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 3, "num_attention_heads": 32,
+    "num_key_value_heads": 4, "vocab_size": 32_001, "tie_word_embeddings": False,
+}
 
 
 def main(groups: list[dict[str, Any]]) -> int:
@@ -64,6 +72,14 @@ def run_group(group: dict[str, Any], rank: int) -> None:
         except AtollError as error:
             outcome["error"] = f"{error.code}: {error}"
         (folder / f"outcome-{rank}.json").write_text(json.dumps(outcome))
+
+
+    shards = Path(group["shards"])
+    with joined_ranks(rank, group["world"], rank, shards / "store") as ranks:
+        model = shard(meta_model(model_config(ModelSettings(config=LARGE), 257, 256)), ranks)
+        shapes = {name: [list(p.shape), list(p.to_local().shape)] for name, p in model.named_parameters()}
+        order = [[entry.name, list(entry.shape), entry.start] for entry in canonical_entries(model)]
+    (shards / f"shards-{rank}.json").write_text(json.dumps({"shapes": shapes, "order": order}))
 
 
 def refuse() -> Any:

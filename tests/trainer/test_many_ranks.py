@@ -46,7 +46,7 @@ def spec(folder: Path, world: int, scenarios: Scenarios) -> dict[str, Any]:
                 **more,
             }
         )
-    return {"world": world, "scenarios": specs}
+    return {"world": world, "scenarios": specs, "shards": str(folder)}
 
 
 def write_documents(folder: Path, count: int) -> Path:
@@ -137,6 +137,24 @@ def test_a_corpus_smaller_than_a_batch_is_read_again_and_again(world, count, sta
     assert all(math.isfinite(loss) for loss in outcome["losses"])
     assert outcome["progress"][-1]["epoch"] > 0
     assert "epoch" in outcome["progress"][0]["notice"]
+
+
+def test_the_canonical_order_is_the_same_for_any_number_of_ranks(started):
+    orders = [
+        json.loads((started[world].folder / f"shards-{rank}.json").read_text())["order"]
+        for number, world in enumerate(("one", "two", "three"), 1) for rank in range(number)
+    ]
+    assert all(order == orders[0] for order in orders)
+
+
+@pytest.mark.parametrize(("world", "count"), [("two", 2), ("three", 3)])
+def test_the_shards_of_a_larger_model_are_its_rows_and_nothing_twice(world, count, started):
+    ranks = [json.loads((started[world].folder / f"shards-{rank}.json").read_text())["shapes"] for rank in range(count)]
+    for name, (whole, _) in ranks[0].items():
+        rows = [shapes[name][1][0] for shapes in ranks]
+        share = -(-whole[0] // count)
+        assert rows == [max(0, min(share, whole[0] - share * rank)) for rank in range(count)], name
+        assert {tuple(shapes[name][1][1:]) for shapes in ranks} == {tuple(whole[1:])}, name
 
 
 def test_what_stops_rank_0_stops_the_others_with_a_sentence(started):

@@ -100,3 +100,47 @@ def test_a_peer_that_stops_amid_a_round_goes_on_at_the_next_step(make_run, ranks
     (port,) = train(cut, run, ranks, tmp_path / "cut")
     assert [progress.inner_step for progress in port.progress][:2] == [4, 1]
     assert cut.params.tobytes() == whole.params.tobytes()
+
+
+def test_a_frozen_round_contributes_what_there_is(make_run, ranks, tmp_path):
+    run = make_run(run={"rounds": 2})
+    swarm = swarm_of(run)
+
+    def freeze(progress: Progress) -> Order:
+        return Order.FREEZE if progress.inner_step == 2 else Order.CONTINUE
+
+    slow, quick = train(swarm, run, ranks, tmp_path, [freeze, go_on])
+    assert [progress.inner_step for progress in slow.progress] == [1, 2, 1, 2]
+    assert swarm.round == 2
+    assert swarm.tokens == 2 * sum(port.progress[-1].tokens for port in (slow, quick))
+
+
+def test_a_rebase_drops_the_inner_steps_and_takes_the_latest_state(make_run, ranks, tmp_path):
+    run = make_run(run={"rounds": 1})
+    swarm = swarm_of(run, 1)
+    orders = iter([Order.CONTINUE, Order.REBASE, *[Order.CONTINUE] * 4])
+    port, = train(swarm, run, ranks, tmp_path, [lambda _: next(orders)])
+    assert [progress.inner_step for progress in port.progress] == [1, 2, 1, 2, 3, 4]
+    assert swarm.tokens == port.progress[-1].tokens == 4 * 4 * 16
+
+
+def test_a_port_that_fails_ends_every_worker_with_its_own_error(make_run, ranks, tmp_path):
+    run = make_run(run={"rounds": 2})
+
+    def fail(_: Progress) -> Order:
+        raise ConnectionError("the daemon is gone")
+
+    with pytest.raises(ConnectionError, match="the daemon is gone"):
+        train(swarm_of(run), run, ranks, tmp_path, [go_on, fail])
+
+
+def test_a_damaged_checkpoint_costs_the_moments_and_says_so(make_run, ranks, tmp_path):
+    run = make_run(run={"rounds": 2})
+    swarm = swarm_of(run, 1)
+    train(swarm, run, ranks, tmp_path, [stop_at(swarm.parent, 3)])
+    for file in tmp_path.glob("peer-0/checkpoint-*/*.safetensors"):
+        file.write_bytes(b"")
+    port, = train(swarm, run, ranks, tmp_path)
+    assert port.progress[0].inner_step == 1
+    assert "damaged" in port.progress[0].notice
+    assert swarm.round == 2

@@ -1,6 +1,7 @@
 """What of a checkpoint is taken up again: as much as is still true, and nothing of another run."""
 
 import dataclasses
+import errno
 from pathlib import Path
 
 import pytest
@@ -104,3 +105,27 @@ def test_what_was_cut_short_by_a_crash_is_removed(ranks, tmp_path):
     (tmp_path / "c" / "partial-7").mkdir(parents=True)
     Checkpoints(tmp_path / "c", ranks)
     assert list((tmp_path / "c").iterdir()) == []
+
+
+def test_a_checkpoint_that_cannot_be_written_is_named_and_the_last_one_stays(ranks, tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path / "c", ranks)
+    checkpoints.begin(STAMP, {"values": torch.zeros(2)})
+    checkpoints.finish()
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", full)
+        checkpoints.begin(STAMP, {"values": torch.zeros(2)})
+    assert "No space left on device" in checkpoints.failure
+    with monkeypatch.context() as patch:
+        patch.setattr("torch.distributed.checkpoint.filesystem.FileSystem.create_stream", full)
+        checkpoints.failure = ""
+        checkpoints.begin(STAMP, {"values": torch.zeros(2)})
+        checkpoints.finish()
+    assert "make room" in checkpoints.failure
+    assert [path.name for path in (tmp_path / "c").iterdir()] == ["checkpoint-1"]
+    checkpoints.begin(STAMP, {"values": torch.zeros(2)})
+    checkpoints.finish()
+    assert checkpoints.newest() == (2, STAMP)
