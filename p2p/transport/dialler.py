@@ -13,6 +13,7 @@ from typing import Any
 
 from atoll.p2p.transport import clock
 from atoll.p2p.transport.address import Address, parse_address
+from atoll.p2p.transport.apart import apart
 from atoll.p2p.transport.control import DaemonRefusedError
 from atoll.p2p.transport.diagnose import explain_daemon_error, probe
 from atoll.p2p.transport.keeper import DaemonKeeper
@@ -87,11 +88,11 @@ class Dialler:
         asked_s = clock.machine_time_s()
         try:
             request = self._hivemind.dht_pb2.PingRequest(peer=protocol.node_info)
-            answer = await protocol.get_stub(remote).rpc_ping(request, timeout=RPC_TIMEOUT_S)
+            answer = await apart(protocol.get_stub(remote).rpc_ping(request, timeout=RPC_TIMEOUT_S))
             answered_s = clock.machine_time_s()
             if answer.peer and answer.peer.node_id:
                 node_id = self._hivemind.DHTID.from_bytes(answer.peer.node_id)
-                await protocol.update_routing_table(node_id, remote, responded=True)
+                await apart(protocol.update_routing_table(node_id, remote, responded=True))
         except Exception as error:  # noqa: BLE001  # whatever hivemind makes of a stranger's bytes, a timeout too
             _log.debug("no greeting from %s: %s", peer_name(peer), error or type(error).__name__)
             self._greeted.discard(peer)

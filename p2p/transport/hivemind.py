@@ -8,12 +8,13 @@ know what the streams carry or whether a peer makes progress. Made by the p2p se
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from atoll.p2p.transport import clock, dht_records, torchless
 from atoll.p2p.transport.address import Address, parse_address
+from atoll.p2p.transport.apart import apart
 from atoll.p2p.transport.bootstrap import Bootstrap, group
 from atoll.p2p.transport.byte_stream import SocketStream
 from atoll.p2p.transport.control import DaemonRefusedError
@@ -235,12 +236,12 @@ class HivemindTransport:
         if self._root is None:
             raise TransportError("this transport is closed.", "closed")
 
-    async def _on_dht(self, work: Callable[..., Awaitable[T]], *arguments: Any) -> T:
+    async def _on_dht(self, work: Callable[..., Coroutine[Any, Any, T]], *arguments: Any) -> T:
         self._check_running()
         try:
             async with asyncio.timeout(_RECORD_TIMEOUT_S):
                 daemon = await self._keeper.live()
-                return await work(daemon.node, *arguments)
+                return await apart(work(daemon.node, *arguments))
         except TimeoutError as error:
             raise TransportError(f"the DHT does not answer within {_RECORD_TIMEOUT_S:g} s.", "stalled") from error
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from atoll.p2p.transport import dht_records
 from atoll.p2p.transport.address import Address, parse_address
+from atoll.p2p.transport.apart import apart
 from atoll.p2p.transport.control import Control
 from atoll.p2p.transport.diagnose import check_can_listen
 from atoll.p2p.transport.port import TransportError
@@ -108,14 +109,14 @@ class Daemon:
         started = False
         try:
             async with asyncio.timeout(START_TIMEOUT_S + RPC_TIMEOUT_S):
-                p2p = await p2p_class.create(
+                p2p = await apart(p2p_class.create(
                     identity_path=str(settings.identity_file), check_if_identity_free=False,
                     host_maddrs=host_maddrs, announce_maddrs=list(settings.announce_maddrs) or None,
                     nat_port_map=settings.upnp, auto_nat=settings.nat, use_relay=settings.nat,
                     use_auto_relay=settings.nat, dht_mode="server", startup_timeout=START_TIMEOUT_S,
-                )
+                ))
                 control = Control(hivemind, p2p._daemon_listen_maddr["unix"])
-                node = await _dht_node(hivemind, p2p, settings.peer_id, previous)
+                node = await apart(_dht_node(hivemind, p2p, settings.peer_id, previous))
             started = True
         except (TimeoutError, OSError, ValueError, hivemind.DaemonError) as error:
             late = f"it was not ready within {START_TIMEOUT_S:.0f} s"
