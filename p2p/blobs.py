@@ -6,13 +6,13 @@ files (genesis, manifest) can be registered under a digest too. Writes are witho
 durable (DESIGN rule 3: bytes first, then the vote).
 """
 
-import os
 import shutil
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from atoll.p2p import durable
 from atoll.protocol.digest import Digest
 from atoll.protocol.messages import BlobKind
 
@@ -63,6 +63,10 @@ class BlobStore:
         places = self._places.get(digest)
         return places[0].size if places else None
 
+    def digests(self) -> list[Digest]:
+        """All that is here."""
+        return list(self._places)
+
     def read(self, digest: Digest) -> bytes:
         """The whole blob. Raises KeyError if it is not here, or no longer; OSError."""
         place = self._places[digest][0]
@@ -79,9 +83,9 @@ class BlobStore:
         for digest in digests:
             for place in self._places[digest]:
                 folders.add(place.path.parent)
-                _fsync(place.path)
+                durable.sync(place.path)
         for folder in folders:
-            _fsync(folder)
+            durable.sync(folder)
 
     def discard_results(self, parent: Digest) -> None:
         """Drop the results of a round."""
@@ -113,11 +117,3 @@ class BlobStore:
     @staticmethod
     def _prefix(kind: BlobKind) -> str:
         return "result-" if kind is BlobKind.RESULT else "part-"
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

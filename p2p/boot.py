@@ -1,20 +1,26 @@
 """Bringing a run's folder to life: manifest and genesis in place, log replayed, state at the tip. For the service."""
 
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from atoll.p2p.blobs import BlobStore
 from atoll.p2p.fetch import Fetcher
+from atoll.p2p.journal import Journal
+from atoll.p2p.outer_state import OuterState, genesis_chunks
+from atoll.p2p.rebuild import rebuild
+from atoll.p2p.residuals import FileResiduals
 from atoll.p2p.round import electorate as electorates
 from atoll.p2p.round.chain import Chain
 from atoll.p2p.run_store import LogEntry, RunStore
-from atoll.p2p.workshop import OuterState, Workshop, load_state
+from atoll.p2p.workshop import Workshop
 from atoll.protocol import canonical
-from atoll.protocol.digest import Digest, array_digest, content_digest, state_digest
-from atoll.protocol.errors import MismatchError
+from atoll.protocol.certificate import Certificate
+from atoll.protocol.codecs.registry import codec
+from atoll.protocol.digest import Digest, content_digest, state_digest
+from atoll.protocol.errors import MismatchError, MissingBytesError
+from atoll.protocol.identity import PeerId
 from atoll.protocol.manifest import Manifest
 from atoll.protocol.messages import BlobKind
 
@@ -36,7 +42,7 @@ def keep_manifest(store: RunStore, manifest: Manifest, genesis: Path | None) -> 
     if genesis is not None and not store.genesis.exists():
         partial = store.genesis.with_suffix(".partial")
         shutil.copyfile(genesis, partial)
-        if state_digest(0, 0, _genesis_chunks(partial, manifest)) != manifest.genesis.digest:
+        if state_digest(0, 0, genesis_chunks(partial, manifest)) != manifest.genesis.digest:
             partial.unlink()
             raise MismatchError(
                 f"{genesis} is not the genesis that the manifest names; "
@@ -61,68 +67,63 @@ async def fetch_missing(fetcher: Fetcher, manifest: Manifest, store: RunStore, b
         await fetcher.genesis(manifest, blobs, store.genesis)
 
 
-def resume(store: RunStore, blobs: BlobStore, manifest: Manifest) -> Resumed:
-    """The chain from the log, and the state at its tip: from the newest intact state on disk, later results
-    applied.
+def resume(
+    store: RunStore, blobs: BlobStore, manifest: Manifest, journal: Journal, own: PeerId | None = None
+) -> Resumed:
+    """The chain from the log, and the state at its tip.
 
-    Raises MismatchError if genesis is damaged.
+    Where results are gone from this disk the log ends: peers still have them. A FORK at its end stays. A journal that
+    remembers only what came after that end has forgotten votes under parents that come again: a new one is begun.
+    `own` is this peer's id, needed where the contribution codec uses error feedback. Raises MismatchError if genesis is
+    damaged; MalformedError, SignatureError or KeyError for a log that is not this run's.
     """
-    chain = Chain(manifest.run_id, electorates.genesis(manifest.electorate), manifest.genesis.digest, manifest.layout)
-    history = store.log()
-    workshop = Workshop(manifest, blobs, _newest(store, manifest, history))
+    history, state = _intact(store, blobs, manifest)
+    lineage = certificates(history)
+    workshop = Workshop(
+        manifest, blobs, state, lineage=lineage, store=store, own=own, residuals=_residuals(store, manifest),
+    )
     _serve_genesis(store, blobs, manifest)
-    kept, reached = [], workshop.state.parent == manifest.run_id
+    chain = Chain(
+        manifest.run_id, electorates.genesis(manifest.electorate), manifest.genesis.digest, manifest.layout,
+        owner=manifest.owner, settings=manifest.draft.exchange,
+    )
     for entry in history:
-        certificate = entry.certificate
-        chain.check(certificate)
-        if reached:
-            if any(blobs.size(part.digest) is None for part in certificate.value.parts):
-                break  # its results are gone from this disk: peers still have them
-            workshop.commit(certificate)
-        reached = reached or certificate.id == workshop.state.parent
-        chain.append(certificate)
-        kept.append(entry)
-    if len(kept) < len(history):
-        store.rewrite(kept)
-    blobs.retain(BlobKind.PART, [chain.tip.id])
-    recent = kept[-manifest.draft.exchange.retain_rounds :]
-    blobs.retain(BlobKind.RESULT, [chain.tip.id, *(entry.certificate.value.parent for entry in recent)])
-    return Resumed(chain, workshop, kept, chain.tip.state)
+        chain.append(entry.link)
+    if journal.floor and not any(parent in chain for parent in journal.floor):
+        journal.renew()
+    recent = [manifest.run_id, *(certificate.id for certificate in lineage)]
+    recent = recent[-manifest.draft.exchange.retain_rounds - 1 :]
+    blobs.retain(BlobKind.PART, recent)
+    blobs.retain(BlobKind.RESULT, recent)
+    return Resumed(chain, workshop, history, chain.tip.state)
 
 
-def _newest(store: RunStore, manifest: Manifest, history: list[LogEntry]) -> OuterState:
-    saved = store.saved_states()
-    for entry in reversed(history):
-        value = entry.certificate.value
-        if value.id in saved:
-            try:
-                return load_state(saved[value.id], manifest, value.id, value.round, value.tokens, value.state)
-            except MismatchError:
-                saved[value.id].unlink()  # torn or damaged: an older one and the log serve as well
-    if state_digest(0, 0, _genesis_chunks(store.genesis, manifest)) != manifest.genesis.digest:
-        raise MismatchError(f"{store.genesis} is damaged: remove it, and it is fetched from peers again.")
-    params = np.fromfile(store.genesis, dtype="<f4").astype(np.float32, copy=False)
-    momentum = np.zeros_like(params) if manifest.draft.outer.momentum > 0 else None
-    return OuterState(manifest.run_id, 0, 0, params, momentum)
+def certificates(history: Iterable[LogEntry]) -> list[Certificate]:
+    """The certificates of a log, without its FORKs."""
+    return [entry.certificate for entry in history if entry.certificate is not None]
 
 
-def _genesis_chunks(path: Path, manifest: Manifest) -> list[Digest]:
-    """Chunk digests of genesis, read part by part: the parameters', and zeros for the momentum where there is one."""
-    if path.stat().st_size != 4 * manifest.genesis.numel:
-        raise MismatchError(
-            f"{path} has {path.stat().st_size} bytes, this run's genesis has {4 * manifest.genesis.numel}."
-        )
-    layout = manifest.layout
-    values = np.memmap(path, dtype="<f4", mode="r")
-    chunks = [array_digest(np.array(values[bounds], dtype=np.float32)) for bounds in layout]
-    if manifest.draft.outer.momentum > 0:
-        chunks += [array_digest(np.zeros(layout.size(part), np.float32)) for part in range(layout.parts)]
-    return chunks
+def _intact(store: RunStore, blobs: BlobStore, manifest: Manifest) -> tuple[list[LogEntry], OuterState]:
+    """The log as far as its states can be had, and the last of them; the rest is cut off the file."""
+    history = store.log()
+    while True:
+        try:
+            return history, rebuild(store, blobs, manifest, certificates(history))
+        except MissingBytesError as error:
+            gone = next(at for at, entry in enumerate(history) if entry.link.id == error.certificate)
+            history = history[:gone]
+            store.rewrite(history)
+
+
+def _residuals(store: RunStore, manifest: Manifest) -> FileResiduals | None:
+    if codec(manifest.draft.exchange.contribution_codec).error_feedback:
+        return FileResiduals(store.folder / "residuals", manifest.layout)
+    return None
 
 
 def _serve_genesis(store: RunStore, blobs: BlobStore, manifest: Manifest) -> None:
     """Let newcomers fetch manifest, tokenizer and genesis from this peer."""
-    chunks = _genesis_chunks(store.genesis, manifest)
+    chunks = genesis_chunks(store.genesis, manifest)
     for chunk, bounds in zip(chunks, manifest.layout, strict=False):
         blobs.register(chunk, store.genesis, 4 * bounds.start, 4 * (bounds.stop - bounds.start))
     listing = store.folder / "genesis_chunks"

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from atoll.p2p.blobs import BlobStore
 from atoll.protocol import canonical
-from atoll.protocol.certificate import digest as check_digest
 from atoll.protocol.digest import Digest, state_digest
 from atoll.protocol.errors import AtollError, MalformedError, MismatchError
 from atoll.protocol.identity import PeerId
 from atoll.protocol.manifest import MANIFEST_LIMIT, Manifest
+from atoll.protocol.read import digest as check_digest
 from atoll.protocol.messages import Blob, BlobKind
 
 ANSWER_S = 5.0

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Any
 
 from atoll.p2p import run_store
 from atoll.p2p.round import electorate as electorates
-from atoll.p2p.round.core import Phase
 from atoll.protocol.identity import peer_name
 
 if TYPE_CHECKING:
@@ -30,15 +29,17 @@ def status(service: "PeerService") -> dict[str, Any]:
         "down_bytes": service.links.down_bytes if hasattr(service, "links") else 0,
         "warnings": warnings(service),
     }
-    if round_ is not None and service.state_digest is not None:
+    carrier = service.carrier
+    if round_ is not None and carrier is not None:
         tip, decree = round_.chain.tip, round_.decree
         start = decree.exchange.start
         body |= {
-            "state": "FAILED" if service.failure else str(round_.phase),
+            "state": "FAILED" if carrier.failure else str(round_.phase),
             "round": tip.round,
             "state_digest": tip.state.hex(),
             "parent": tip.id.hex(),
             "tokens": tip.tokens,
+            "forks": tip.forks,
             "rounds_total": round_.rounds,
             "finished": round_.finished,
             "electorate": [peer_name(peer) for peer in electorates.peers(tip.electorate)],
@@ -52,15 +53,16 @@ def status(service: "PeerService") -> dict[str, Any]:
 
 def _reason(service: "PeerService") -> dict[str, str] | None:
     """Why nothing moves, if nothing moves."""
-    if service.failure is not None:
-        return {"code": service.failure.code, "message": str(service.failure)}
-    if service.disk_problem:
-        return {"code": "disk_full", "message": service.disk_problem}
+    carrier = service.carrier
+    if carrier is not None and carrier.failure is not None:
+        return {"code": carrier.failure.code, "message": str(carrier.failure)}
+    if carrier is not None and carrier.disk_problem:
+        return {"code": "disk_full", "message": carrier.disk_problem}
     problems = service.transport.problems() if hasattr(service, "transport") else []
     round_, now = service.round, time.monotonic()
     if round_ is None:
         return {"code": problems[0]["code"], "message": problems[0]["message"]} if problems else None
-    if round_.phase is Phase.SYNC and round_.wants.stranded(lambda peer: round_.pace.present(peer, now)):
+    if round_.chain.lineages.frontier() and round_.wants.stranded(lambda peer: round_.pace.present(peer, now)):
         message = "no peer that answers still keeps the results after this peer's round: join with a fresh home later."
         return {"code": "results_gone", "message": message}
     voters = electorates.peers(round_.chain.tip.electorate)
@@ -74,9 +76,8 @@ def _reason(service: "PeerService") -> dict[str, str] | None:
 def warnings(service: "PeerService") -> list[str]:
     """Named degradations that do not stop anything."""
     problems = service.transport.problems() if hasattr(service, "transport") else []
-    return [f"{p['code']}: {p['message']}" for p in problems] + [
-        f"{code}: {text}" for code, text in service.notes.items()
-    ]
+    notes = service.notes | (service.carrier.notes if service.carrier is not None else {})
+    return [f"{p['code']}: {p['message']}" for p in problems] + [f"{code}: {text}" for code, text in notes.items()]
 
 
 def peers(service: "PeerService") -> list[dict[str, Any]]:
@@ -107,7 +108,7 @@ def peers(service: "PeerService") -> list[dict[str, Any]]:
 
 def rounds(service: "PeerService") -> list[dict[str, Any]]:
     """The rows of `atoll rounds --json`, oldest first."""
-    return [run_store.row(entry) for entry in service.history]
+    return run_store.story(service.carrier.history) if service.carrier is not None else []
 
 
 def live_addresses(service: "PeerService") -> list[str]:

@@ -1,7 +1,7 @@
 """What a round decides, and the proof that it was decided.
 
-A `Value` is the whole outcome of a round: who contributed what, what each part's average is, and the state that
-follows. A `Certificate` is a value with the votes of a quorum, all of one ballot. Its id covers parent and value only
+A `Value` is the whole outcome of a round: who contributed what, what each part's average is, who votes next, and the
+state that XX a value with the votes of a quorum, all of one ballot. Its id covers parent and value only
 (DESIGN rule 5): two valid subsets of signatures are the same certificate. Certificates form the training log.
 
 Who may vote and what a quorum is stands in `atoll.p2p.round.electorate`; here are only bytes and their bounds.
@@ -12,18 +12,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from atoll.protocol import canonical
-from atoll.protocol.digest import DIGEST_BYTES, Digest, tree_digest
+from atoll.protocol.digest import Digest, tree_digest
 from atoll.protocol.errors import MalformedError
 from atoll.protocol.identity import SIGNATURE_BYTES, Identity, PeerId, check_peer_id, verify
 from atoll.protocol.manifest import MAX_CONTRIBUTORS, MAX_ELECTORATE
+from atoll.protocol.read import count, digest, exactly, fields, octets, rows
+from atoll.protocol.standing import JOURNAL_BYTES, Record
 
 VALUE_LIMIT = 16 << 20
 MAX_PARTS = 1 << 20
 MAX_BALLOT = 1 << 31
-MAX_COUNT = 1 << 62
-JOURNAL_BYTES = 16
+MAX_RECORDS = MAX_CONTRIBUTORS + MAX_ELECTORATE
 FIRST_JOURNAL = bytes(JOURNAL_BYTES)
-"""Journal id of an electorate named by a manifest, whose peers have kept no journal yet."""
+"""Journal id of an electorate named by a manifest, whose peers have kept no journal yet: good for one certificate."""
 
 
 @dataclass(frozen=True, order=True)
@@ -41,11 +42,15 @@ class Contribution:
     peer: PeerId
     root: Digest
     tokens: int
+    journal: bytes = FIRST_JOURNAL  # two roots under different journals are no offence: a disk was lost
 
 
 @dataclass(frozen=True)
 class PartResult:
-    """The average of one part: which contributions are in it (bit i = i-th of the value's list), and its bytes."""
+    """The average of one part: which contributions are in it (bit i = i-th of the value's list), and its bytes.
+
+    In an empty value every part has the digest ZERO_DIGEST: the state stays as it is.
+    """
 
     included: bytes
     digest: Digest
@@ -61,6 +66,8 @@ class Value:
     tokens: int  # certified tokens along this chain, this round's included
     contributions: tuple[Contribution, ...]  # ascending peer order
     parts: tuple[PartResult, ...]
+    attendance: bytes  # bitmap over the electorate that certified the parent: who voted for it, as far as is known
+    records: tuple[Record, ...]  # what changes the electorate, ascending by peer, one each
     electorate: tuple[Voter, ...]  # of the next round, by seniority
     state: Digest  # digest of the outer state after this round
 
@@ -74,25 +81,29 @@ class Value:
             self.parent,
             self.round,
             self.tokens,
-            [[c.peer, c.root, c.tokens] for c in self.contributions],
+            [[c.peer, c.root, c.tokens, c.journal] for c in self.contributions],
             [[p.included, p.digest] for p in self.parts],
+            self.attendance,
+            [r.tree() for r in self.records],
             [[v.peer, v.journal] for v in self.electorate],
             self.state,
         ]
 
     @classmethod
     def from_tree(cls, tree: Any) -> "Value":
-        parent, number, tokens, contributions, parts, electorate, state = fields(tree, 7)
+        parent, number, tokens, contributions, parts, attendance, records, electorate, state = fields(tree, 9)
         value = cls(
             digest(parent),
             count(number),
             count(tokens),
             tuple(
-                Contribution(check_peer_id(p), digest(r), count(t))
-                for p, r, t in rows(contributions, 3, MAX_CONTRIBUTORS)
+                Contribution(check_peer_id(p), digest(r), count(t), exactly(j, JOURNAL_BYTES))
+                for p, r, t, j in rows(contributions, 4, MAX_CONTRIBUTORS)
             ),
             tuple(PartResult(octets(i, MAX_CONTRIBUTORS // 8), digest(d)) for i, d in rows(parts, 2, MAX_PARTS)),
-            tuple(Voter(check_peer_id(p), octets(j, JOURNAL_BYTES)) for p, j in rows(electorate, 2, MAX_ELECTORATE)),
+            octets(attendance, bitmap_bytes(MAX_ELECTORATE)),
+            tuple(Record.from_fields(row) for row in rows(records, 5, MAX_RECORDS)),
+            tuple(Voter(check_peer_id(p), exactly(j, JOURNAL_BYTES)) for p, j in rows(electorate, 2, MAX_ELECTORATE)),
             digest(state),
         )
         value._check()
@@ -104,6 +115,8 @@ class Value:
             raise MalformedError("a value's contributions are not in ascending peer order, each once")
         if any(c.tokens < 1 for c in self.contributions):
             raise MalformedError("a value lists a contribution of zero tokens")
+        if [r.peer for r in self.records] != sorted({r.peer for r in self.records}):
+            raise MalformedError("a value's records are not in ascending peer order, each peer once")
         if not self.electorate or len({v.peer for v in self.electorate}) != len(self.electorate):
             raise MalformedError("a value's electorate is empty or names a peer twice")
         width = bitmap_bytes(len(peers))
@@ -190,7 +203,7 @@ class Certificate:
                     ballot,
                     value.id,
                     check_peer_id(p),
-                    octets(j, JOURNAL_BYTES),
+                    exactly(j, JOURNAL_BYTES),
                     octets(s, SIGNATURE_BYTES),
                 )
                 for p, j, s in rows(votes, 3, MAX_ELECTORATE)
@@ -203,40 +216,3 @@ class Certificate:
     @classmethod
     def decode(cls, data: bytes) -> "Certificate":
         return cls.from_tree(canonical.decode(data, limit=VALUE_LIMIT))
-
-
-# Readers of untrusted trees, shared with `messages`.
-
-
-def fields(tree: Any, number: int) -> tuple[Any, ...]:
-    if not isinstance(tree, tuple) or len(tree) != number:
-        raise MalformedError(f"expected {number} fields")
-    return tree
-
-
-def rows(tree: Any, width: int, limit: int) -> tuple[Any, ...]:
-    if (
-        not isinstance(tree, tuple)
-        or len(tree) > limit
-        or not all(isinstance(r, tuple) and len(r) == width for r in tree)
-    ):
-        raise MalformedError(f"expected at most {limit} rows of {width} fields")
-    return tree
-
-
-def digest(item: Any) -> Digest:
-    if not isinstance(item, bytes) or len(item) != DIGEST_BYTES:
-        raise MalformedError("expected a digest of 32 bytes")
-    return item
-
-
-def octets(item: Any, limit: int) -> bytes:
-    if not isinstance(item, bytes) or len(item) > limit:
-        raise MalformedError(f"expected at most {limit} bytes")
-    return item
-
-
-def count(item: Any, limit: int = MAX_COUNT) -> int:
-    if not isinstance(item, int) or isinstance(item, bool) or not 0 <= item <= limit:
-        raise MalformedError(f"expected a whole number from 0 to {limit}")
-    return item

@@ -4,6 +4,7 @@
     ├── MalformedError       bytes that do not parse, or parse to something out of bounds
     ├── SignatureError       a signature that does not hold, or a signer that is not the one required
     ├── MismatchError        content whose digest is not the one it was asked for under
+    ├── MissingBytesError    certified results that are not, or no longer, on this disk
     ├── NonFiniteError       NaN, infinity or an absurd magnitude where arithmetic was about to happen
     ├── ManifestError        a draft or manifest that a person wrote, and can mend
     ├── IdentityError        a key file that is missing, foreign or damaged
@@ -30,6 +31,16 @@ class SignatureError(AtollError):
 
 class MismatchError(AtollError):
     code = "digest_mismatch"
+
+
+class MissingBytesError(AtollError):
+    """`certificate` is the first one along a lineage whose results are gone."""
+
+    code = "missing_bytes"
+
+    def __init__(self, message: str, certificate: bytes) -> None:
+        super().__init__(message)
+        self.certificate = certificate
 
 
 class NonFiniteError(AtollError):

@@ -33,6 +33,8 @@ ANSWERS = {
     "fp16 decode": "af6940ef9b49ddc474fb4c7ec8a9adf7b852af39d1ade56026decfa2bc49c5ea",
     "int8 encode": "7ddbf20fe8b4f97d0b602ee12c52df636b96aa7fdcf9ad9bc4db64e72ae17a43",
     "int8 decode": "3099dd22d06af9827475bb7628e165ff1d929046952313e08dcc1dd8da501cc7",
+    "top8 encode": "bd924a6443f08cccf68057dbf264140cc4e5841eab13eb0e01832792f815e7a0",
+    "top8 decode": "d99b2a56787a00e9897c2d08c56d8f8c84ac8153d180d3b0553b9ad03a4573b4",
     "average": "f389f1dfb1addbb710f2cacad16da692673f3bbdd4c938785f6b8053e58943ad",
     "plain outer step": "155e735288c4271a022ca8e8832472932d5d256f318cb5ab1a41f290511eecb6",
     "Nesterov outer step": "96f70e8f8e85e18b606d9316c35a8805fc6962f8be0a36b0e9927653ebeac8bf",

@@ -24,7 +24,9 @@ WEIGHT_LIMIT = 1 << 24
 """Sums of weights stay below this, where every integer is exact in float32."""
 
 ARCHITECTURES = ("LlamaForCausalLM",)
-CODECS = ("fp32", "fp16", "int8")
+DENSE_CODECS = ("fp32", "fp16", "int8")
+CODECS = (*DENSE_CODECS, "top8")
+"""Results need a dense codec: nobody keeps account of what the encoding of an average leaves out."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,13 @@ class OuterSettings:
 @dataclass(frozen=True)
 class ExchangeSettings:
     contribution_codec: str = setting("int8", choices=CODECS, doc="codec of the pseudo-gradients")
-    gather_codec: str = setting("int8", choices=CODECS, doc="codec of the averages")
+    gather_codec: str = setting("int8", choices=DENSE_CODECS, doc="codec of the averages")
+    residual_cap: float = setting(
+        1.0,
+        low=0,
+        high=4,
+        doc="`top8`: what earlier rounds left unsent is scaled down to this multiple of the gradient's norm",
+    )
     part_elements: int = setting(
         65_536, low=1024, high=1 << 22, doc="elements of one part (also of one chunk of the state)"
     )
@@ -98,10 +106,29 @@ class ExchangeSettings:
     ballot_timeout_s: float = setting(
         10.0, low=0.05, high=86_400, doc="delta: how long a living leader's ballot may take before its successor's turn"
     )
+    round_s: float = setting(
+        0.0, low=0, high=86_400, doc="a round is closed this long after its parent, whoever is READY; 0: no limit"
+    )
+    round_tokens: int = setting(
+        0, low=0, high=1 << 50, doc="a round is closed when its peers have trained on this many tokens; 0: no target"
+    )
+    fork_after_s: float = setting(
+        0.0, low=0, high=864_000,
+        doc="L: a voter without a quorum for this long (longer, the fewer answer) goes on in a new lineage; "
+        "0: from grace, round length and delta",
+    )
+    admit_after: int = setting(
+        3, low=0, high=10_000, doc="rounds in a row with a contribution until a peer may vote; 0: with a ticket only"
+    )
     heartbeat_s: float = setting(1.0, low=0.01, high=3600, doc="pause between READY messages")
     gone_after_s: float = setting(5.0, low=0.05, high=3600, doc="a peer silent for this long counts as gone")
     retain_rounds: int = setting(64, low=2, high=100_000, doc="results are kept for this many certified rounds")
     checkpoint_every: int = setting(1, low=1, high=100_000, doc="certificates between two full states on disk")
+
+    def fork_timeout_s(self, electorate: int) -> float:
+        """L for an electorate of this size: given, or at least a round and 1.5 delta for each ballot and one more."""
+        usual = self.grace_s + max(self.min_round_s, self.round_s) + 1.5 * self.ballot_timeout_s * (electorate + 1)
+        return self.fork_after_s or usual
 
 
 @dataclass(frozen=True)

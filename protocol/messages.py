@@ -10,24 +10,14 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from atoll.protocol import canonical
-from atoll.protocol.certificate import (
-    JOURNAL_BYTES,
-    MAX_BALLOT,
-    MAX_PARTS,
-    VALUE_LIMIT,
-    Certificate,
-    Value,
-    Vote,
-    count,
-    digest,
-    fields,
-    octets,
-    rows,
-)
+from atoll.protocol.certificate import MAX_BALLOT, MAX_PARTS, VALUE_LIMIT, Certificate, Value, Vote
 from atoll.protocol.digest import Digest
 from atoll.protocol.errors import MalformedError
+from atoll.protocol.fork import NONCE_BYTES, Fork, LastPromise, Rank
 from atoll.protocol.identity import SIGNATURE_BYTES, Identity, PeerId, check_peer_id, verify
 from atoll.protocol.manifest import MAX_CONTRIBUTORS
+from atoll.protocol.read import count, digest, exactly, fields, octets, rows
+from atoll.protocol.standing import JOURNAL_BYTES, Record, Standing
 
 MESSAGE_LIMIT = VALUE_LIMIT + (1 << 16)
 MAX_MILLISECONDS = 1 << 40
@@ -35,55 +25,57 @@ MAX_MILLISECONDS = 1 << 40
 
 @dataclass(frozen=True)
 class Ready:
-    """Periodic signed status: heartbeat, progress, announcement of a contribution, and goodbye (`leaving`)."""
+    """Periodic signed status: heartbeat, progress, announcement of a contribution, and goodbye."""
 
     kind: ClassVar[int] = 1
-    tip: Digest  # the certificate whose state the sender holds
+    tip: Digest  # where the sender is: the certificate whose state it holds, or a FORK behind it
+    base: Digest  # the nearest certificate, which contributions and records belong to
     round: int
     phase: str  # for people
     inner_step: int
     trains: bool  # a trainer is running behind this peer
-    leaving: bool
     rate_bps: int  # measured upload, bytes per second; 0 when not measured yet
     journal: bytes
-    root: Digest | None  # the sender's contribution under `tip`, once it is fixed
-    tokens: int
+    root: Digest | None  # the sender's contribution under `base`, once it is fixed
+    tokens: int  # of the contribution; before that, of the steps taken so far
+    record: Record | None = None  # what it wants from the electorate, under `base`
+
+    @property
+    def leaving(self) -> bool:
+        return self.record is not None and self.record.kind is Standing.LEAVE
 
     def tree(self) -> list[Any]:
         return [
             self.tip,
+            self.base,
             self.round,
             self.phase,
             self.inner_step,
             self.trains,
-            self.leaving,
             self.rate_bps,
             self.journal,
             self.root,
             self.tokens,
+            None if self.record is None else self.record.tree(),
         ]
 
     @classmethod
     def from_tree(cls, tree: Any) -> "Ready":
-        tip, number, phase, step, trains, leaving, rate, journal, root, tokens = fields(tree, 10)
-        if (
-            not isinstance(phase, str)
-            or len(phase) > 16
-            or not isinstance(trains, bool)
-            or not isinstance(leaving, bool)
-        ):
+        tip, base, number, phase, step, trains, rate, journal, root, tokens, record = fields(tree, 11)
+        if not isinstance(phase, str) or len(phase) > 16 or not isinstance(trains, bool):
             raise MalformedError("READY with a field of the wrong type")
         return cls(
             digest(tip),
+            digest(base),
             count(number),
             phase,
             count(step),
             trains,
-            leaving,
             count(rate),
-            octets(journal, JOURNAL_BYTES),
+            exactly(journal, JOURNAL_BYTES),
             None if root is None else digest(root),
             count(tokens),
+            None if record is None else Record.from_fields(fields(record, 5)),
         )
 
 
@@ -146,6 +138,7 @@ class BlobKind(enum.IntEnum):
     LEAVES = 5  # list of a contribution's part digests, under its root
     PART = 6  # one part of a contribution
     RESULT = 7  # the average of one part
+    LINK = 8  # a certificate or FORK under its id; answered by CERT
 
 
 @dataclass(frozen=True)
@@ -218,28 +211,37 @@ class Get:
 
 @dataclass(frozen=True)
 class Prepare:
+    """Asks for promises for `ballot`; with a `nonce`, for the last promise under this parent (DESIGN rule 6)."""
+
     kind: ClassVar[int] = 5
     parent: Digest
     ballot: int
+    nonce: bytes | None = None
+    rank: Rank = Rank.VOTERS
 
     def tree(self) -> list[Any]:
-        return [self.parent, self.ballot]
+        return [self.parent, self.ballot, self.nonce, int(self.rank)]
 
     @classmethod
     def from_tree(cls, tree: Any) -> "Prepare":
-        parent, ballot = fields(tree, 2)
-        return cls(digest(parent), count(ballot, MAX_BALLOT))
+        parent, ballot, nonce, rank = fields(tree, 4)
+        return cls(digest(parent), count(ballot, MAX_BALLOT), None if nonce is None else exactly(nonce, NONCE_BYTES),
+                   Rank.read(rank))
 
 
 @dataclass(frozen=True)
 class Promise:
-    """The sender votes in no ballot below `ballot`; `accepted` is what it accepted in the highest ballot so far."""
+    """The sender votes in no ballot below `ballot`, or, with `last`, never again under this parent.
+
+    `accepted` is what it accepted in the highest ballot so far.
+    """
 
     kind: ClassVar[int] = 6
     parent: Digest
     ballot: int
     journal: bytes
     accepted: tuple[int, Value] | None
+    last: LastPromise | None = None
 
     def tree(self) -> list[Any]:
         return [
@@ -247,17 +249,23 @@ class Promise:
             self.ballot,
             self.journal,
             None if self.accepted is None else [self.accepted[0], self.accepted[1].tree()],
+            None if self.last is None else self.last.tree(),
         ]
 
     @classmethod
     def from_tree(cls, tree: Any) -> "Promise":
-        parent, ballot, journal, accepted = fields(tree, 4)
+        parent, ballot, journal, accepted, last = fields(tree, 5)
+        promise = None if last is None else LastPromise.from_fields(fields(last, 7))
         if accepted is not None:
             number, value = fields(accepted, 2)
             accepted = count(number, MAX_BALLOT), Value.from_tree(value)
-            if accepted[1].parent != parent or accepted[0] >= count(ballot, MAX_BALLOT):
+            below = promise is not None or accepted[0] < count(ballot, MAX_BALLOT)
+            if accepted[1].parent != parent or not below:
                 raise MalformedError("PROMISE with a value of another parent, or of a ballot that is not below its own")
-        return cls(digest(parent), count(ballot, MAX_BALLOT), octets(journal, JOURNAL_BYTES), accepted)
+        if promise is not None and (promise.parent != parent or promise.journal != journal or promise.accepted
+                                    != (None if accepted is None else (accepted[0], accepted[1].id))):
+            raise MalformedError("PROMISE whose last promise says something else")
+        return cls(digest(parent), count(ballot, MAX_BALLOT), exactly(journal, JOURNAL_BYTES), accepted, promise)
 
 
 @dataclass(frozen=True)
@@ -303,7 +311,7 @@ class Voted:
                 count(ballot, MAX_BALLOT),
                 digest(certificate),
                 check_peer_id(peer),
-                octets(journal, JOURNAL_BYTES),
+                exactly(journal, JOURNAL_BYTES),
                 octets(signature, SIGNATURE_BYTES),
             )
         )
@@ -311,17 +319,20 @@ class Voted:
 
 @dataclass(frozen=True)
 class Cert:
-    """Answers any message whose parent has a certified child whose state the sender holds."""
+    """Answers any message whose parent has a certified child whose state the sender holds; carries FORK, too."""
 
     kind: ClassVar[int] = 9
-    certificate: Certificate
+    link: Certificate | Fork
 
     def tree(self) -> list[Any]:
-        return self.certificate.tree()
+        return [isinstance(self.link, Fork), self.link.tree()]
 
     @classmethod
     def from_tree(cls, tree: Any) -> "Cert":
-        return cls(Certificate.from_tree(tree))
+        is_fork, body = fields(tree, 2)
+        if not isinstance(is_fork, bool):
+            raise MalformedError("CERT with neither a certificate nor a FORK")
+        return cls(Fork.from_tree(body) if is_fork else Certificate.from_tree(body))
 
 
 Message = Ready | Start | Blob | Get | Prepare | Promise | Propose | Voted | Cert
@@ -348,6 +359,10 @@ def unseal(data: bytes, run_id: Digest, sender: PeerId) -> Message:
     message: Message = shape.from_tree(canonical.decode(body, limit=MESSAGE_LIMIT))
     if isinstance(message, Voted) and message.vote.peer != sender:
         raise MalformedError("VOTE in another peer's name")
+    if isinstance(message, Promise) and message.last is not None and message.last.peer != sender:
+        raise MalformedError("PROMISE in another peer's name")
+    if isinstance(message, Ready) and message.record is not None and message.record.peer != sender:
+        raise MalformedError("READY with another peer's record")
     return message
 
 

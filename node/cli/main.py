@@ -27,6 +27,7 @@ COMMANDS = {
     "logs": "show the logs of the daemon and its children",
     "invite": "print the word with which others join the run",
     "run": "make a run: `run new` writes a draft, `run sign` makes it final",
+    "sim": "run the protocol on a simulated network, with faults, and check what it promises",
     "demo": "train a small model on several peers on this machine",
 }
 DESCRIPTION = "Train one language model together over the internet, with no master, no chain and no operator."

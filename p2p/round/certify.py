@@ -1,24 +1,27 @@
-"""From a proposal to a certified state: vote by rule 3, count votes, fetch the bytes that are missing, apply.
+"""From a proposal to a certificate: vote by rule 3, count votes, and fetch the bytes that are missing for it.
 
 Functions of `Core`; each may be called at any moment and does only what has become possible.
 """
 
 from atoll.p2p.round.core import Core
 from atoll.p2p.round.decree import result_digests
-from atoll.p2p.round.effects import Commit, Note, Save, Send
-from atoll.protocol.certificate import FIRST_JOURNAL, Certificate, Value, Vote
+from atoll.p2p.round.effects import Note, Send
+from atoll.protocol.certificate import Certificate, Value, Vote
+from atoll.protocol.digest import ZERO_DIGEST
+from atoll.protocol.identity import PeerId
 from atoll.protocol.messages import BlobKind, Cert, Voted
+from atoll.protocol.standing import Standing
 
 
 def vote(core: Core) -> None:
     """Rule 3: vote as soon as the ballot is not below the promise, every byte is held and the state comes out alike."""
-    decree, pending = core.decree, core.decree.pending
-    if pending is None or not core.votes or (decree.vote is not None and decree.vote.ballot >= pending.ballot):
+    decree, pending, journal = core.decree, core.decree.pending, core.voting_journal
+    if pending is None or journal is None or (decree.vote is not None and decree.vote.ballot >= pending.ballot):
         return
-    value, tip = pending.value, decree.tip
-    if pending.ballot < decree.acceptor.promised:
+    value = pending.value
+    if pending.ballot < decree.acceptor.promised or decree.acceptor.left:
         return
-    fetch(core, value)
+    fetch(core, value, [])
     agrees = decree.agrees(value)
     if agrees is None:
         return
@@ -29,51 +32,62 @@ def vote(core: Core) -> None:
             Note("proposal_refused", f"this peer does not arrive at the state proposed in ballot {pending.ballot}")
         )
         return
-    decree.acceptor = acceptor
-    core.out.append(Save(tip.id, acceptor.promised, acceptor.accepted, result_digests(value.parts)))
-    cast(core, Vote.cast(core.identity, FIRST_JOURNAL, pending.ballot, value))
+    wronged = wrongly_evicted(core, value)
+    if wronged:
+        decree.pending = None
+        core.out += [Send(core.leader, Voted(core.attendance[peer])) for peer in wronged if core.leader != core.me]
+        core.out.append(Note("proposal_refused", f"ballot {pending.ballot} evicts {len(wronged)} voters that voted"))
+        return
+    core.remember(acceptor, result_digests(value.parts))
+    core.cast(Vote.cast(core.identity, journal, pending.ballot, value))
 
 
-def cast(core: Core, vote: Vote) -> None:
-    core.decree.vote = vote
-    core.decree.tally.add(vote, core.chain.tip.electorate)
-    core.to_voters(Voted(vote))
+def wrongly_evicted(core: Core, value: Value) -> list[PeerId]:
+    """Voters that the value evicts for their silence, and whose votes for the parent this peer holds."""
+    going = {r.peer for r in value.records if r.kind in (Standing.LEAVE, Standing.CANNOT_VOTE)}
+    evicted = set(core.tip.voters) - {entry.peer for entry in value.electorate} - going
+    return sorted(peer for peer in evicted if peer in core.attendance)
+
+
+def vote_late(core: Core, certificate: Certificate) -> None:
+    """A voter that learns of the certificate before it could vote says that it holds the state, too: its attendance."""
+    decree, journal, value = core.decree, core.voting_journal, certificate.value
+    if journal is None or (decree.vote is not None and decree.vote.certificate == value.id):
+        return
+    acceptor = decree.acceptor.accept(certificate.ballot, value)
+    if acceptor is not None:
+        core.remember(acceptor, result_digests(value.parts))
+        core.cast(Vote.cast(core.identity, journal, certificate.ballot, value))
 
 
 def certify(core: Core) -> None:
+    """Turn a quorum's votes into a certificate, take it into the tree, and tell everybody if this peer led."""
     decree = core.decree
-    if decree.certificate is None:
-        decree.certificate = decree.tally.certificate(decree.values, decree.tip.electorate)
-        if decree.certificate is not None and (decree.proposer is not None or core.leader == core.me):
-            for peer in sorted(core.known):
-                core.out.append(Send(peer, Cert(decree.certificate)))
-
-
-def apply(core: Core, certificate: Certificate) -> None:
-    decree, value = core.decree, certificate.value
-    if decree.committing:
+    if decree.certificate is not None or decree.tip.id != core.tip.id:
         return
-    fetch(core, value)
-    agrees = decree.agrees(value)
-    if agrees:
-        decree.committing = True
-        core.out.append(Commit(certificate))
-    elif agrees is False:
-        decree.committing = True
-        core.out.append(
-            Note("nondeterministic_cpu", "this machine's arithmetic does not arrive at the certified state")
-        )
+    certificate = decree.tally.certificate(decree.values, decree.tip.electorate)
+    if certificate is None or certificate.id in core.chain:
+        return
+    core.chain.add(certificate)
+    if decree.proposer is not None or core.leader == core.me:
+        core.to_known(Cert(certificate))
 
 
-def fetch(core: Core, value: Value) -> None:
-    """Step what is stored of a value's results and ask for the rest: owners first, then whoever voted, then anybody."""
-    decree, exchange = core.decree, core.decree.exchange
+def fetch(core: Core, value: Value, holders: list[PeerId]) -> bool:
+    """Step what is stored of a value's results under the tip and ask for the rest; whether nothing is asked for."""
+    decree, complete = core.decree, True
     for part, result in decree.unstepped(value):
-        if result in decree.stored:
+        if result == ZERO_DIGEST or result in core.results_held:
             core.step(part, result)
         elif (part, result) not in decree.stepping:
-            owner = exchange.owners[part : part + 1]
-            voters = [vote.peer for vote in (decree.certificate.votes if decree.certificate else ())]
-            holders = dict.fromkeys([*owner, core.leader, *voters, *sorted(core.known)])
-            core.wants.need(BlobKind.RESULT, result, [p for p in holders if p != core.me])
-            core.wanted_part[result] = part
+            owner = decree.exchange.owners[part : part + 1]
+            want(core, decree.tip.base, part, value, [*owner, core.leader, *holders])
+            complete = False
+    return complete
+
+
+def want(core: Core, base: bytes, part: int, value: Value, holders: list[PeerId]) -> None:
+    """Ask for one result: of those who should have it first, then of anybody."""
+    order = dict.fromkeys([*holders, *sorted(core.known)])
+    result = value.parts[part].digest
+    core.wants.need(BlobKind.RESULT, result, [p for p in order if p != core.me], base, part)

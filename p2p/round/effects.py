@@ -6,8 +6,10 @@ Effects are carried out in the order given; a `Save` is durable before anything 
 
 from dataclasses import dataclass
 
-from atoll.protocol.certificate import Certificate, Value
+from atoll.p2p.round.synod import Acceptor
+from atoll.protocol.certificate import Certificate
 from atoll.protocol.digest import Digest
+from atoll.protocol.fork import Fork
 from atoll.protocol.identity import PeerId
 from atoll.protocol.messages import Blob, Message
 
@@ -33,16 +35,15 @@ class Save:
     """Make `results` (blobs) durable, then what this peer promised and accepted under `parent`."""
 
     parent: Digest
-    promised: int
-    accepted: tuple[int, Value] | None
+    acceptor: Acceptor
     results: tuple[Digest, ...] = ()
 
 
 @dataclass(frozen=True)
 class Freeze:
-    """The round closes: get the trainer's contribution under `parent` at its next step boundary."""
+    """The round closes: get the trainer's contribution under `base` at its next step boundary."""
 
-    parent: Digest
+    base: Digest
 
 
 @dataclass(frozen=True)
@@ -59,25 +60,48 @@ class Source:
 class Reduce:
     """Decode `sources` (ascending peer order), average, re-encode, store; answered by `Round.reduced`."""
 
-    parent: Digest
+    base: Digest
     part: int
     sources: tuple[Source, ...]
 
 
 @dataclass(frozen=True)
 class Step:
-    """Compute the next state's chunks of `part` from a stored result and hash them; answered by `Round.stepped`."""
+    """Compute the next state's chunks of `part` from a stored result and hash them; answered by `Round.stepped`.
 
-    parent: Digest
+    The result ZERO_DIGEST leaves the part as it is.
+    """
+
+    base: Digest
     part: int
     result: Digest
 
 
 @dataclass(frozen=True)
 class Commit:
-    """Take the outer step for good and append the certificate; answered by `Round.committed`."""
+    """Take the outer step for good and log the certificate behind its parent; answered by `Round.committed`.
+
+    `dropped` tells who fell out of the round, and in which of its phases.
+    """
 
     certificate: Certificate
+    dropped: tuple[tuple[PeerId, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Enter:
+    """Log a FORK behind its parent, in place of whatever followed it: the state stays, the next decree is its own."""
+
+    fork: Fork
+
+
+@dataclass(frozen=True)
+class Adopt:
+    """Leave this lineage: rebuild the outer state at `target`, log the path to it; answered by `Round.adopted`,
+    or by `Round.unreachable` if bytes are gone.
+    """
+
+    target: Digest
 
 
 @dataclass(frozen=True)
@@ -103,4 +127,13 @@ class KeepParts:
     parents: frozenset[Digest]
 
 
-Effect = Send | SendBlob | Save | Freeze | Reduce | Step | Commit | Note | Discard | KeepParts
+@dataclass(frozen=True)
+class Prune:
+    """The journal may forget promises under all parents but these, and contributions under all bases but those."""
+
+    parents: frozenset[Digest]
+    bases: frozenset[Digest]
+    tip: Digest  # a chain that does not have it, after a loss, is behind the journal
+
+
+Effect = Send | SendBlob | Save | Freeze | Reduce | Step | Commit | Enter | Adopt | Note | Discard | KeepParts | Prune

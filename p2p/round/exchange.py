@@ -1,4 +1,4 @@
-"""From contributions to results, for one parent: the butterfly form of DESIGN's exchange, without IO.
+"""From contributions to results, under one certificate: the butterfly form of DESIGN's exchange, without IO.
 
 Every member sends each part of its encoded pseudo-gradient to the part's owner; the owner averages what it has and
 sends the bytes to everybody. Nobody needs to agree on owners: the certified value picks one result per part. Holds
@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 from blake3 import blake3
 
-from atoll.p2p.round.chain import Tip
 from atoll.p2p.round.effects import Reduce, SendBlob, Source
 from atoll.protocol.certificate import Contribution, PartResult, bitmap
 from atoll.protocol.codecs.registry import codec
@@ -60,6 +59,7 @@ class Head:
 
     root: Digest
     tokens: int
+    journal: bytes
 
 
 @dataclass(frozen=True)
@@ -101,8 +101,8 @@ def sending_order(parent: Digest, peer: PeerId, parts: int) -> list[int]:
 
 
 class Exchange:
-    def __init__(self, parent: Digest, me: PeerId, shape: Shape) -> None:
-        self.parent, self.me, self.shape = parent, me, shape
+    def __init__(self, base: Digest, me: PeerId, shape: Shape) -> None:
+        self.base, self.me, self.shape = base, me, shape
         self.start: Start | None = None
         self.started_at = 0.0
         self.owners: tuple[PeerId, ...] = ()
@@ -112,24 +112,28 @@ class Exchange:
         self.excluded: set[tuple[PeerId, int]] = set()
         self.results: dict[tuple[int, PeerId], Result] = {}
         self._sent: set[tuple[PeerId, int, Digest]] = set()
-        self._order = sending_order(parent, me, shape.parts)
+        self._order = sending_order(base, me, shape.parts)
         self._reducing: set[int] = set()
         self._received_bytes: dict[PeerId, int] = {}
 
     # What comes in.
 
-    def announce(self, peer: PeerId, root: Digest, tokens: int) -> bool:
-        """Note a peer's contribution; False if it contradicts an earlier announcement (which stays)."""
-        head = self.heads.setdefault(peer, Head(root, tokens))
-        return head == Head(root, tokens)
+    def announce(self, peer: PeerId, head: Head) -> bool:
+        """Note a peer's contribution; False if it contradicts an earlier announcement under the same journal.
 
-    def fix(self, root: Digest, tokens: int, leaves: tuple[Digest, ...]) -> None:
+        The first one stays either way.
+        """
+        first = self.heads.setdefault(peer, head)
+        return first == head or first.journal != head.journal
+
+    def fix(self, head: Head, leaves: tuple[Digest, ...]) -> None:
         """Take this peer's own contribution: immutable from here on."""
-        self.announce(self.me, root, tokens)
+        self.announce(self.me, head)
+        root = head.root
         self.leaves[root] = leaves
         for part, digest in enumerate(leaves):
             self.held[self.me, part] = Blob(
-                BlobKind.PART, digest, self.shape.part_bytes[part], self.parent, self.me, root, part
+                BlobKind.PART, digest, self.shape.part_bytes[part], self.base, self.me, root, part
             )
 
     def begin(self, start: Start, now: float) -> None:
@@ -137,6 +141,15 @@ class Exchange:
         self.owners = start.owner_of(self.shape.parts)
         self.start, self.started_at = start, now
         self._reducing.clear()
+
+    def reopen(self) -> None:
+        """Another decree begins over the same contributions, behind a FORK: contributions and results are inherited."""
+        self.start, self.owners = None, ()
+        self._reducing.clear()
+        self._sent = {item for item in self._sent if item[1] == -1 or item[2] not in self._own_results()}
+
+    def _own_results(self) -> set[Digest]:
+        return {result.digest for (_, peer), result in self.results.items() if peer == self.me}
 
     def accepts(self, sender: PeerId, blob: Blob) -> bool:
         """Whether these bytes may be received at all: of this run's sizes, and not more than one vector each way."""
@@ -182,7 +195,7 @@ class Exchange:
         if self.start is None:
             return out
         if head is not None and head.root in self.leaves:
-            leaves = Blob(BlobKind.LEAVES, head.root, self.shape.leaves_bytes, self.parent, self.me)
+            leaves = Blob(BlobKind.LEAVES, head.root, self.shape.leaves_bytes, self.base, self.me)
             for part in self._order:
                 owner = self.owners[part]
                 if owner != self.me and reachable(owner):
@@ -199,7 +212,7 @@ class Exchange:
                 BlobKind.RESULT,
                 result.digest,
                 self.shape.result_bytes[part],
-                self.parent,
+                self.base,
                 part=part,
                 roots=result.roots,
             )
@@ -228,12 +241,18 @@ class Exchange:
             missing = [m for m in self.start.members if not self._usable(m, part) and (m, part) not in self.excluded]
             if over or not any(awaited(member) for member in missing):
                 self._reducing.add(part)
-                out.append(Reduce(self.parent, part, self._sources(part)))
+                out.append(Reduce(self.base, part, self._sources(part)))
         return out
 
     @property
     def grace_ends(self) -> float:
         return self.started_at + (self.start.grace_ms / 1000 if self.start else 0.0)
+
+    @property
+    def anything_held(self) -> bool:
+        """Whether there is a usable part of any contribution, or a result with somebody in it."""
+        return any(self._usable(peer, part) for peer, part in self.held) or any(
+            result.roots for result in self.results.values())
 
     def _usable(self, peer: PeerId, part: int) -> bool:
         """Held, of the announced root, and really a leaf of it."""
@@ -268,10 +287,10 @@ class Exchange:
         return result if result and usable(part, result.digest) and roots.issuperset(result.roots) else None
 
     def outcome(
-        self, tip: Tip, usable: Callable[[int, Digest], bool]
+        self, usable: Callable[[int, Digest], bool]
     ) -> tuple[tuple[Contribution, ...], tuple[PartResult, ...]] | None:
-        """Contributions and results for a value under `tip`, once every part has one with somebody in it."""
-        found = [self.announced(part, usable) for part in range(self.shape.parts)] if tip.id == self.parent else [None]
+        """Contributions and results for a value, once every part has a result, with somebody in one of them."""
+        found = [self.announced(part, usable) for part in range(self.shape.parts)]
         results = [result for result in found if result is not None]
         if len(results) < len(found):
             return None
@@ -279,7 +298,7 @@ class Exchange:
         if not listed:
             return None
         contributions = tuple(
-            Contribution(peer, h.root, h.tokens) for peer, h in sorted(self.heads.items()) if h.root in listed
+            Contribution(peer, h.root, h.tokens, h.journal) for peer, h in sorted(self.heads.items()) if h.root in listed
         )
         index = {c.root: i for i, c in enumerate(contributions)}
         parts = tuple(

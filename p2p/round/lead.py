@@ -1,5 +1,5 @@
-"""When a voter opens a ballot, and what its leader does in it (rule 4): START,
-moving parts of owners that died, PROPOSE.
+"""When a voter opens a ballot, and what its leader does in it (rules 4, 10, 11): START, moving parts of owners that
+died, PROPOSE.
 
 Functions of `Core` and the time; each may be called at any moment and does only what has become due.
 """
@@ -7,78 +7,126 @@ Functions of `Core` and the time; each may be called at any moment and does only
 from atoll.p2p.round import certify
 from atoll.p2p.round import electorate as electorates
 from atoll.p2p.round.core import Core
-from atoll.p2p.round.effects import Note, Save
+from atoll.p2p.round.effects import Note
 from atoll.p2p.round.exchange import assign, run_lengths
 from atoll.p2p.round.synod import Proposer
+from atoll.protocol.digest import ZERO_DIGEST
 from atoll.protocol.identity import PeerId
 from atoll.protocol.messages import Prepare, Propose, Start
 
 
 def closing_at(core: Core, now: float) -> float | None:
-    """When the round may be closed: everybody worth waiting for is READY, or grace has passed since the first."""
-    decree, tip = core.decree, core.chain.tip
-    if decree.first_ready_at is None:
-        return None
-    heads, waiting = decree.exchange.heads, False
+    """When the round may be closed. Rule 11: by duration or tokens where the manifest says so, and else when everybody
+    worth waiting for is READY, or grace has passed since the first; for a voter that leaves, at once.
+    """
+    decree, settings = core.decree, core.settings
+    if decree.acceptor.accepted is not None or core.tip.bound is not None:
+        return decree.learned_at  # the outcome is known already
+    earliest = decree.learned_at + settings.min_round_s
+    due = None
+    if decree.first_ready_at is not None:
+        waiting = _waits_for_somebody(core, now)
+        due = max(earliest, decree.first_ready_at + settings.grace_s if waiting else decree.first_ready_at)
+    if settings.round_s > 0 and _anybody_trains(core, now):
+        by_duration = decree.learned_at + settings.round_s
+        due = by_duration if due is None else min(due, by_duration)
+    if settings.round_tokens > 0 and _target_reached(core, now):
+        due = max(earliest, decree.target_at or now)
+    if due is not None and _a_voter_leaves(core, now):
+        due = min(due, decree.learned_at)
+    return due
+
+
+def _waits_for_somebody(core: Core, now: float) -> bool:
+    heads = core.decree.exchange.heads
+    if core.trains and not core.decree.empty and core.me not in heads:
+        return True
     for peer, presence in core.pace.peers.items():
         ready = presence.ready
-        if ready is not None and ready.trains and peer not in heads and core.pace.present(peer, now):
-            waiting = waiting or ready.round >= tip.round - 1
-    waiting = waiting or (core.trains and not decree.empty and core.me not in heads)
-    waiting = waiting or any(
-        p != core.me and p not in core.pace.peers and core.pace.awaited(p, now)
-        for p in electorates.peers(tip.electorate)
+        if (
+            ready is not None and ready.trains and peer not in heads and ready.round >= core.tip.round - 1
+            and not ready.leaving and core.pace.present(peer, now)
+        ):
+            return True
+    return any(
+        p != core.me and p not in core.pace.peers and core.pace.awaited(p, now) for p in core.tip.voters
     )
-    earliest = decree.learned_at + core.settings.min_round_s
-    return max(earliest, decree.first_ready_at + core.settings.grace_s if waiting else decree.first_ready_at)
+
+
+def _anybody_trains(core: Core, now: float) -> bool:
+    if core.trains and not core.decree.empty:
+        return True
+    return any(r.trains for peer in core.pace.alive(now) if (r := core.pace.ready(peer, now)) is not None)
+
+
+def _target_reached(core: Core, now: float) -> bool:
+    decree = core.decree
+    if decree.target_at is None:
+        trained = decree.exchange.heads[core.me].tokens if core.me in decree.exchange.heads else core.tokens
+        for peer, presence in core.pace.peers.items():
+            ready = presence.ready
+            if ready is not None and ready.base == core.tip.base and core.pace.present(peer, now):
+                trained += ready.tokens
+        if trained >= core.settings.round_tokens:
+            decree.target_at = now
+    return decree.target_at is not None
+
+
+def _a_voter_leaves(core: Core, now: float) -> bool:
+    return (core.leaving and core.votes) or any(
+        core.pace.leaving(p) and core.pace.present(p, now) for p in core.tip.voters if p != core.me
+    )
 
 
 def turn_at(core: Core, now: float) -> float | None:
     """When this voter opens its next ballot: at once if no living leader comes before it, else after delta for each."""
-    decree, tip = core.decree, core.chain.tip
-    closing = closing_at(core, now)
-    if closing is None or decree.certificate is not None or core.finished:
+    decree, tip = core.decree, core.tip
+    closing = None if decree.certificate is not None or decree.acceptor.left or core.finished or not core.votes else (
+        closing_at(core, now))
+    turn = next_ballot(core)
+    if closing is None or turn is None:
         return None
-    used = decree.acceptor.promised > 0 or decree.acceptor.accepted is not None
-    at_least = max(decree.ballot, decree.acceptor.promised if used else -1) + 1
-    turn = electorates.next_turn(tip.id, tip.electorate, core.me, at_least)
-    if turn is None or (decree.proposer is not None and decree.proposer.ballot == decree.ballot):
-        return None
-    before = {electorates.leader(tip.id, tip.electorate, ballot) for ballot in range(max(decree.ballot, 0), turn)} - {
-        core.me
-    }
-    living = sum(1 for peer in before if core.pace.awaited(peer, now))
+    before = {electorates.leader(tip.id, tip.electorate, b) for b in range(max(decree.ballot, 0), turn)}
+    living = sum(1 for peer in before - {core.me} if core.pace.awaited(peer, now))
     base = max(closing, decree.progress_at)
-    if decree.ballot >= 0 and decree.pending is None and core.pace.awaited(core.leader, now):
+    if decree.proposer is not None and decree.proposer.ballot == decree.ballot:
+        living += 1  # this peer's own ballot comes to nothing
+        base = max(base, decree.exchange.grace_ends)
+    elif decree.ballot >= 0 and decree.pending is None and core.pace.awaited(core.leader, now):
         base = max(base, decree.exchange.grace_ends)  # its leader lives and may still be waiting for a slow member
     return base + core.settings.ballot_timeout_s * decree.delta_factor * living
+
+
+def next_ballot(core: Core) -> int | None:
+    """The next ballot that this peer leads, above all that it has heard of, promised or accepted."""
+    decree, tip = core.decree, core.tip
+    at_least = max(decree.ballot, decree.acceptor.promised if decree.used else -1) + 1
+    return electorates.next_turn(tip.id, tip.electorate, core.me, at_least)
 
 
 def take_turn(core: Core, now: float) -> None:
     at = turn_at(core, now)
     if at is None or now < at:
         return
-    decree, tip = core.decree, core.chain.tip
-    used = decree.acceptor.promised > 0 or decree.acceptor.accepted is not None
-    ballot = electorates.next_turn(
-        tip.id, tip.electorate, core.me, max(decree.ballot, decree.acceptor.promised if used else -1) + 1
-    )
+    decree, tip = core.decree, core.tip
+    ballot = next_ballot(core)
     members = sorted(peer for peer in decree.exchange.heads if peer == core.me or core.pace.present(peer, now))
-    late = [p for p in core.pace.alive(now) if (r := core.pace.ready(p, now)) and r.tip == tip.id and r.trains]
+    late = [p for p in core.pace.alive(now) if (r := core.pace.ready(p, now)) and r.base == tip.base and r.trains]
     late += [core.me] if core.trains and not decree.empty else []
-    if ballot is None or not members:
+    decided = decree.acceptor.accepted is not None or tip.bound is not None
+    if ballot is None or not (members or late or decided):
         return
     if ballot > 0:
         acceptor = decree.acceptor.promise(ballot)
         if acceptor is None:
             return
-        decree.acceptor = acceptor
-        core.out.append(Save(tip.id, acceptor.promised, acceptor.accepted))
+        core.remember(acceptor)
     core.heard_ballot(ballot, now)
     decree.proposer = Proposer(ballot)
     decree.proposer.promises[core.me] = decree.acceptor.accepted
-    rates = {peer: rate(core, peer, now) for peer in members}
-    open_exchange(core, ballot, tuple(sorted({*members, *late})), assign(core.shape.parts, rates), now)
+    owners = members or sorted(set(late)) or [core.me]
+    rates = {peer: rate(core, peer, now) for peer in owners}
+    open_exchange(core, ballot, tuple(sorted({*owners, *late})), assign(core.shape.parts, rates), now)
     if ballot > 0:
         core.to_voters(Prepare(tip.id, ballot))
 
@@ -91,7 +139,10 @@ def rate(core: Core, peer: PeerId, now: float) -> int:
 def open_exchange(core: Core, ballot: int, members: tuple[PeerId, ...], owners: tuple[PeerId, ...], now: float) -> None:
     decree = core.decree
     grace_ms = int(core.settings.grace_s * 1000)
-    start = Start(decree.tip.id, ballot, int(now * 1000), members, run_lengths(owners, members), grace_ms)
+    previous = decree.exchange.start
+    again = previous.attempt + 1 if previous is not None and previous.ballot == ballot else 0
+    attempt = max(again, int(now) % (1 << 30))  # newer than that of this peer before a restart
+    start = Start(decree.tip.id, ballot, attempt, members, run_lengths(owners, members), grace_ms)
     decree.exchange.begin(start, now)
     decree.progress_at = now
     core.freeze()
@@ -122,12 +173,14 @@ def reassign(core: Core, now: float) -> None:
 
 
 def propose(core: Core, now: float) -> None:
+    """Once a quorum has promised: the value of the highest ballot accepted among the promises, else this peer's own."""
     decree = core.decree
     proposer = decree.proposer
-    if proposer is None or not proposer.may_propose(decree.tip.electorate):
+    if proposer is None or not proposer.may_propose(decree.tip.electorate) or decree.acceptor.left:
         return
     bound = proposer.bound()
-    value = bound or decree.own_value()
+    value = bound or decree.own_value(
+        core.chain.policy, core.attendees(), core.all_records(), may_be_empty=_may_be_empty(core, now))
     if value is None:
         return
     decree.values[value.id] = value
@@ -137,3 +190,14 @@ def propose(core: Core, now: float) -> None:
         proposer.value = value
         decree.progress_at = now
         core.to_voters(propose)
+
+
+def _may_be_empty(core: Core, now: float) -> bool:
+    """Rule 4: from ballot 1 on a leader that holds no contribution at all may propose the empty value."""
+    decree, exchange = core.decree, core.decree.exchange
+    proposer = decree.proposer
+    if proposer is None or proposer.ballot < 1 or now < exchange.grace_ends or exchange.anything_held:
+        return False
+    for part in range(core.shape.parts):
+        core.step(part, ZERO_DIGEST)  # the chunks as they are
+    return True

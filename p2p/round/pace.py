@@ -21,7 +21,6 @@ class Presence:
     ready: Ready | None = None
     heard_at: float = 0.0
     gone_at: float = 0.0  # silent until then, it counts as gone
-    left: bool = False
 
 
 class Pace:
@@ -29,15 +28,24 @@ class Pace:
         self.settings = settings
         self.started_at = now
         self.peers: dict[PeerId, Presence] = {}
-        self.next_heartbeat = now
+        self.next_heartbeat = self.woke_at = self._seen_at = self._next_end = now
+
+    def notice(self, now: float) -> None:
+        """Time has come this far. A long gap since the last event means that this process or machine was stopped:
+        nobody can be blamed for the silence, and patience begins anew.
+        """
+        if now - self._seen_at > self.settings.gone_after_s + 2 * self.settings.heartbeat_s:
+            self.woke_at = now
+        self._seen_at = now
 
     def heard(self, peer: PeerId, now: float, ready: Ready | None = None) -> bool:
         """Note a sign of life; True if the peer was unknown or counted as gone."""
         news = not self.present(peer, now)
         presence = self.peers.setdefault(peer, Presence())
         presence.heard_at, presence.gone_at = now, now + self.settings.gone_after_s
+        self._next_end = min(self._next_end, presence.gone_at)
         if ready is not None:
-            presence.ready, presence.left = ready, ready.leaving
+            presence.ready = ready
         return news
 
     def disconnected(self, peer: PeerId, now: float) -> None:
@@ -45,10 +53,16 @@ class Pace:
         presence = self.peers.get(peer)
         if presence is not None:
             presence.gone_at = min(presence.gone_at, now + min(HINT_S, self.settings.gone_after_s))
+            self._next_end = min(self._next_end, presence.gone_at)
 
     def present(self, peer: PeerId, now: float) -> bool:
         presence = self.peers.get(peer)
-        return presence is not None and not presence.left and now < presence.gone_at
+        return presence is not None and now < presence.gone_at
+
+    def leaving(self, peer: PeerId) -> bool:
+        """Whether the peer has said goodbye; it may stay to vote for the value that removes it."""
+        presence = self.peers.get(peer)
+        return presence is not None and presence.ready is not None and presence.ready.leaving
 
     def ready(self, peer: PeerId, now: float) -> Ready | None:
         """The last READY of a peer that is present."""
@@ -66,6 +80,8 @@ class Pace:
 
     def next_change(self, now: float) -> float:
         """When presence may change next without an event: the earliest expiry ahead, or the next heartbeat."""
-        ends = [p.gone_at for p in self.peers.values() if p.gone_at > now]
-        newcomers = self.started_at + NEWCOMER_FACTOR * self.settings.gone_after_s
-        return min([self.next_heartbeat, *ends, *([newcomers] if newcomers > now else [])])
+        if self._next_end <= now:  # signs of life only move it on: too early is harmless, too late cannot be
+            ends = [p.gone_at for p in self.peers.values() if p.gone_at > now]
+            newcomers = self.started_at + NEWCOMER_FACTOR * self.settings.gone_after_s
+            self._next_end = min([now + self.settings.gone_after_s, *ends, *([newcomers] if newcomers > now else [])])
+        return min(self.next_heartbeat, self._next_end)

@@ -1,32 +1,37 @@
-"""The round: wires electorate, chain, synod, exchange, pace and sync into one peer's protocol state (DESIGN section 5).
+"""The round: wires electorate, chain, lineage, synod, exchange, pace and sync into one peer's protocol state (DESIGN
+section 5). What a message does in which state stands in `table`.
 
 Sans-IO. Every public method takes the local monotonic time in seconds and an event, and returns effects for the driver:
 the service carries them out over a real network and disk, a simulator in virtual time. After each event everything that
 has become possible is tried again (`_advance`), so no order of arrival is special and a repeated message is harmless.
 
-A message under an older parent is answered by that parent's certificate; one under a parent not reached yet waits in
+A message under an older parent is answered by the certificate behind it; one under a parent not reached yet waits in
 `_early`.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from atoll.p2p.round import certify, lead
+from atoll.p2p.round import certify, follow, lastballot, lead
 from atoll.p2p.round import electorate as electorates
-from atoll.p2p.round.chain import Chain, check_value
+from atoll.p2p.round.chain import Chain, Link, check_value
 from atoll.p2p.round.core import Core
-from atoll.p2p.round.effects import Discard, Effect, KeepParts, Note, Save, Send
-from atoll.p2p.round.synod import Accepted, Acceptor
-from atoll.protocol.certificate import FIRST_JOURNAL, Certificate, Vote
+from atoll.p2p.round.effects import Discard, Effect, KeepParts, Note, Prune, Send
+from atoll.p2p.round.exchange import Head
+from atoll.p2p.round.synod import Acceptor
+from atoll.p2p.round.table import TABLE, Do
+from atoll.protocol.certificate import Certificate
 from atoll.protocol.digest import Digest
 from atoll.protocol.errors import MalformedError, SignatureError
+from atoll.protocol.fork import Fork
 from atoll.protocol.identity import Identity, PeerId, peer_name
 from atoll.protocol.manifest import MAX_CONTRIBUTORS, ExchangeSettings
 from atoll.protocol.messages import (
     Blob,
     BlobKind,
     Cert,
+    Get,
     Message,
     Prepare,
     Promise,
@@ -39,69 +44,97 @@ from atoll.protocol.messages import (
 EARLY_PARENTS = 4
 EARLY_EVENTS = 4096
 ANSWER_PAUSE_S = 0.2
+KEPT_BASES = 2  # rounds whose contributions are kept on disk, the current one included
 
 
 class Round(Core):
     """One peer's protocol, driven by events. Made by the service, or by a simulator."""
 
     def __init__(
-        self, identity: Identity, chain: Chain, settings: ExchangeSettings, *, rounds: int, trains: bool, now: float
+        self, identity: Identity, chain: Chain, settings: ExchangeSettings, *, journal: bytes,
+        memory: Mapping[Digest, Acceptor], stored: Iterable[Digest] = (), rounds: int, trains: bool, now: float,
     ) -> None:
-        super().__init__(identity, chain, settings, rounds=rounds, trains=trains, now=now)
+        """`memory`: what the journal holds, by parent; `stored`: results that are on disk."""
+        super().__init__(
+            identity, chain, settings, journal=journal, memory=memory, stored=stored, rounds=rounds, trains=trains,
+            now=now,
+        )
         self._early: dict[Digest, list[Callable[[float], None]]] = {}
         self._answered: dict[tuple[PeerId, Digest], float] = {}
         self._asked: dict[PeerId, float] = {}
         self._nudge_at = now
-        self._handlers: dict[type, Callable[[PeerId, Any, float], None]] = {
-            Start: self._on_start,
-            Prepare: self._on_prepare,
-            Promise: self._on_promise,
-            Propose: self._on_propose,
-            Voted: self._on_vote,
+        self._actions: dict[Do, Callable[[PeerId, Any, float], None]] = {
+            Do.BEGIN: self._on_start,
+            Do.PROMISE: self._on_prepare,
+            Do.LAST: self._on_last,
+            Do.GATHER: self._on_promise,
+            Do.PEND: self._on_propose,
+            Do.COUNT: self._on_vote,
         }
+        for link in chain.lineage(chain.tip.id):
+            if isinstance(link, Fork):
+                lastballot.note_fork(self, link)
+        self.vote_again()
 
     # Events.
 
-    def restore(self, promised: int, accepted: Accepted | None, now: float) -> list[Effect]:
-        """Take up what this peer had promised and accepted under the current parent before it was restarted."""
-        decree = self.decree
-        decree.acceptor = Acceptor(promised, accepted)
-        decree.ballot = max(decree.ballot, promised if promised or accepted else -1)
-        if accepted is not None:
-            ballot, value = accepted
-            decree.values[value.id] = value
-            decree.pending = Propose(ballot, value)
-            certify.cast(self, Vote.cast(self.identity, FIRST_JOURNAL, ballot, value))
-        return self._advance(now)
-
     def receive(self, now: float, peer: PeerId, message: Message) -> list[Effect]:
         """A message whose envelope holds, from `peer`."""
+        if peer in self.banned:
+            return []
+        self.pace.notice(now)
         self._know(peer)
         if isinstance(message, Ready):
-            self._on_ready(peer, message, now)
-        elif isinstance(message, Cert):
-            self.pace.heard(peer, now)
-            self._on_cert(peer, message.certificate)
+            if not self._on_ready(peer, message, now) and now < self.pace.next_heartbeat:
+                return self.drain()  # a heartbeat that says nothing new makes nothing possible
         else:
             self.pace.heard(peer, now)
-            handler = self._handlers.get(type(message))
-            parent = getattr(message, "parent", None)
-            if handler is not None and isinstance(parent, bytes):
-                self._under(parent, peer, now, lambda at: handler(peer, message, at))
+            if isinstance(message, Cert):
+                self._on_cert(peer, message.link)
+            elif isinstance(message, Get):
+                self._on_get(peer, message)
+            else:
+                self._dispatch(peer, message, now)
         return self._advance(now)
+
+    def _dispatch(self, peer: PeerId, message: Message, now: float) -> None:
+        parent = getattr(message, "parent", None)
+        if not isinstance(parent, bytes):
+            return
+
+        def act(at: float) -> None:
+            action = TABLE[self.phase].get(type(message), Do.IGNORE)
+            if action is not Do.IGNORE:
+                self._actions[action](peer, message, at)
+
+        if isinstance(message, Voted) and message.vote.certificate == self.tip.id != parent:
+            self._on_late_vote(peer, message)
+        else:
+            self._under(parent, peer, now, act)
 
     def accepts(self, peer: PeerId, blob: Blob) -> bool:
         """Whether the payload behind this header may be received; asked before any of it is read."""
-        if self.wants.wanted(blob.digest):
-            return self.shape.fits(dataclasses.replace(blob, part=self.wanted_part[blob.digest]))
-        return self.chain.child(blob.parent or b"") is None and self.decree.exchange.accepts(peer, blob)
+        want = self.wants.wanted(blob.digest)
+        if want is not None:
+            return self.shape.fits(dataclasses.replace(blob, content=want.content, part=want.part))
+        known = blob.parent is not None and self.chain.buried(blob.parent)
+        return not known and peer not in self.banned and self.decree.exchange.accepts(peer, blob)
 
-    def stored(self, now: float, peer: PeerId, blob: Blob, leaves: tuple[Digest, ...] | None = None) -> list[Effect]:
+    def base_of(self, blob: Blob) -> Digest:
+        """Which round's bytes these are."""
+        want = self.wants.wanted(blob.digest)
+        return want.base if want is not None else blob.parent or self.tip.base
+
+    def stored(
+        self, now: float, peer: PeerId, blob: Blob, leaves: tuple[Digest, ...] | None = None
+    ) -> list[Effect]:
         """Bytes that match their digest are on this peer's disk."""
         self.pace.heard(peer, now)
-        if self.wants.arrived(blob.digest):
-            self.decree.stored.add(blob.digest)
-            self.step(self.wanted_part[blob.digest], blob.digest)
+        want = self.wants.arrived(blob.digest)
+        if want is not None:
+            self.results_held[blob.digest] = want.base
+            if want.base == self.tip.base:
+                self.step(want.part, blob.digest)
         elif blob.parent is not None:
             self._under(blob.parent, peer, now, lambda at: self._hold(peer, blob, leaves, at))
         return self._advance(now)
@@ -118,19 +151,22 @@ class Round(Core):
         return self._advance(now)
 
     def contributed(
-        self, now: float, parent: Digest, root: Digest, tokens: int, leaves: tuple[Digest, ...]
+        self, now: float, base: Digest, root: Digest, tokens: int, leaves: tuple[Digest, ...], journal: bytes = b""
     ) -> list[Effect]:
-        """The trainer's contribution is encoded and stored. A second one under the same parent is ignored."""
-        if parent == self.chain.tip.id and self.me not in self.decree.exchange.heads:
-            self.decree.exchange.fix(root, tokens, leaves)
+        """The trainer's contribution is encoded and journaled. A second one under the same base is ignored.
+
+        `journal` names the journal that the contribution was made under, where that is not the present one.
+        """
+        if base == self.tip.base and self.me not in self.decree.exchange.heads:
+            self.decree.exchange.fix(Head(root, tokens, journal or self.journal), leaves)
             self.decree.empty = False
             self.note_ready(now)
             self.broadcast_ready(now)
         return self._advance(now)
 
-    def nothing_to_contribute(self, now: float, parent: Digest) -> list[Effect]:
-        """The trainer was asked to freeze and had taken no step under `parent`."""
-        if parent == self.chain.tip.id:
+    def nothing_to_contribute(self, now: float, base: Digest) -> list[Effect]:
+        """The trainer was asked to freeze and had taken no step under `base`."""
+        if base == self.tip.base:
             self.decree.empty = True
             self.broadcast_ready(now)
         return self._advance(now)
@@ -138,14 +174,14 @@ class Round(Core):
     def reduced(
         self,
         now: float,
-        parent: Digest,
+        base: Digest,
         part: int,
         result: Digest | None,
         roots: tuple[Digest, ...] = (),
         bad: tuple[PeerId, ...] = (),
     ) -> list[Effect]:
         """A `Reduce` is done: `result` is stored, or the contributions of `bad` were unusable and are left out."""
-        if parent == self.chain.tip.id:
+        if base == self.tip.base:
             exchange = self.decree.exchange
             for peer in bad:
                 exchange.exclude(peer, part)
@@ -153,15 +189,15 @@ class Round(Core):
                     Note("unusable_contribution", f"part {part} from {peer_name(peer)} is unusable and left out", peer)
                 )
             if result is not None:
-                blob = Blob(BlobKind.RESULT, result, self.shape.result_bytes[part], parent, part=part, roots=roots)
+                blob = Blob(BlobKind.RESULT, result, self.shape.result_bytes[part], base, part=part, roots=roots)
                 self._hold(self.me, blob, None, now)
         return self._advance(now)
 
     def stepped(
-        self, now: float, parent: Digest, part: int, result: Digest, chunks: tuple[Digest, ...] | None
+        self, now: float, base: Digest, part: int, result: Digest, chunks: tuple[Digest, ...] | None
     ) -> list[Effect]:
         """A `Step` is done; `chunks` is None if the result's bytes do not decode to finite numbers."""
-        if parent == self.chain.tip.id:
+        if base == self.tip.base:
             self.decree.stepping.discard((part, result))
             self.decree.stepped[part, result] = chunks
             if chunks is None:
@@ -170,18 +206,26 @@ class Round(Core):
 
     def committed(self, now: float, certificate: Certificate) -> list[Effect]:
         """A `Commit` is done: the certificate is logged and its state is in force."""
-        self.chain.append(certificate)
-        self.out.append(KeepParts(frozenset({self.chain.tip.id, *self._early})))
-        old = self.chain.tip.round - self.settings.retain_rounds
-        if old > 0:
-            self.out.append(Discard(self.chain.certificates[old - 1].value.parent))
-        self.inner_step = 0
-        self.wants.forget(lambda _: False)
-        self.decree = self.new_decree(now)
-        self.broadcast_ready(now)
-        early = self._early.pop(self.chain.tip.id, [])
-        for event in early:
-            event(now)
+        if self.chain.parent(certificate.id) != self.tip.id:
+            self.chain.move(certificate.value.parent)
+        self.chain.move(certificate.id)
+        return self._arrived(now)
+
+    def adopted(self, now: float, target: Digest) -> list[Effect]:
+        """An `Adopt` is done: this peer stands on another lineage now."""
+        self.adopting = None
+        self.chain.move(target)
+        return self._arrived(now)
+
+    def unreachable(self, now: float, target: Digest, lost: Digest) -> list[Effect]:
+        """An `Adopt` failed: bytes of the certificate `lost` on the way to `target` are gone or wrong."""
+        self.adopting = None
+        self.out.append(Note("lineage_unreachable", f"the state of certificate {target.hex()[:16]} cannot be rebuilt"))
+        link = self.chain.link(lost)
+        if isinstance(link, Certificate):
+            self.chain.lineages.lose(lost)
+            for part in link.value.parts:
+                self.results_held.pop(part.digest, None)
         return self._advance(now)
 
     def greet(self, now: float, peer: PeerId) -> list[Effect]:
@@ -198,10 +242,10 @@ class Round(Core):
         return self._advance(now)
 
     def leave(self, now: float) -> list[Effect]:
-        """Say goodbye."""
+        """Say goodbye. A voter stays for the value that removes it, until `departed`."""
         self.leaving = True
         self.broadcast_ready(now)
-        return self.drain()
+        return self._advance(now)
 
     def tick(self, now: float) -> list[Effect]:
         """Time has passed."""
@@ -209,27 +253,62 @@ class Round(Core):
 
     def deadline(self, now: float) -> float:
         """When `tick` is due if nothing else happens."""
-        decree = self.decree
         times = [self.pace.next_change(now), self.wants.next_deadline(now), self._nudge_at]
         times += [
             at
-            for at in (lead.closing_at(self, now), lead.turn_at(self, now), decree.exchange.grace_ends)
+            for at in (
+                lead.closing_at(self, now), lead.turn_at(self, now), self.decree.exchange.grace_ends,
+                lastballot.due_at(self, now),
+            )
             if at is not None
         ]
         return min(at for at in times if at > now)
+
+    # Arriving at a state.
+
+    def _arrived(self, now: float) -> list[Effect]:
+        """The tip is a certificate whose state is in force: let go of what is buried, and begin anew."""
+        self.inner_step = self.tokens = 0
+        self._let_go()
+        self.decree = self.new_decree(now)
+        self.vote_again()
+        self.broadcast_ready(now)
+        for parent in (self.tip.id, self.tip.base):
+            for event in self._early.pop(parent, []):
+                event(now)
+        return self._advance(now)
+
+    def _let_go(self) -> None:
+        tip, chain = self.tip, self.chain
+        path = chain.recent_links(tip.id, self.settings.retain_rounds + 1)
+        bases = [link.id for link in path if isinstance(link, Certificate)][:KEPT_BASES]
+        self.out.append(KeepParts(frozenset({tip.id, *bases, *self._early})))
+        if len(path) > self.settings.retain_rounds:
+            old = chain.tip_of(chain.parent(path[-1].id) or chain.genesis.id).base
+            self.out.append(Discard(old))
+            self.results_held = {digest: base for digest, base in self.results_held.items() if base != old}
+            self.wants.forget({old})
+        kept = {
+            parent: acceptor for parent, acceptor in self.memory.items()
+            if parent not in chain
+            or not (chain.buried(parent) or chain.tip_of(parent).round < tip.round - self.settings.retain_rounds)
+        }
+        self.memory = kept
+        self.out.append(Prune(frozenset(kept), frozenset({tip.id, *bases}), tip.id))
+        self.forks = {parent: forks for parent, forks in self.forks.items() if not chain.buried(parent)}
 
     # Messages.
 
     def _know(self, peer: PeerId) -> None:
         """Peers known are told how this one fares; invented identities cannot make that a burden."""
-        if len(self.known) < MAX_CONTRIBUTORS:
+        if peer != self.me and len(self.known) < MAX_CONTRIBUTORS:
             self.known.add(peer)
 
     def _under(self, parent: Digest, peer: PeerId, now: float, event: Callable[[float], None]) -> None:
-        """Run an event under its parent: now, later, or never, answering with the parent's certificate."""
-        if parent == self.chain.tip.id:
+        """Run an event under its parent: now, later, or never, answering with the certificate behind it."""
+        if parent in (self.tip.id, self.tip.base):
             event(now)
-        elif self.chain.child(parent) is not None:
+        elif parent in self.chain:
             self._answer(peer, parent, now)
         elif parent in self._early or len(self._early) < EARLY_PARENTS:
             events = self._early.setdefault(parent, [])
@@ -240,42 +319,77 @@ class Round(Core):
             self._early[parent] = [event]
 
     def _answer(self, peer: PeerId, parent: Digest, now: float) -> None:
-        """CERT answers any message whose parent has a child whose state is held here."""
-        child = self.chain.child(parent)
-        if child is not None and now >= self._answered.get((peer, parent), 0.0) + ANSWER_PAUSE_S:
+        """CERT answers any message whose parent has a child whose state is held, or else names this peer's tip."""
+        link = self.chain.child(parent) or self.chain.link(self.tip.id)
+        if link is not None and now >= self._answered.get((peer, parent), -1.0) + ANSWER_PAUSE_S:
             if len(self._answered) > EARLY_EVENTS:
                 self._answered.clear()
             self._answered[peer, parent] = now
-            self.out.append(Send(peer, Cert(child)))
+            self.out.append(Send(peer, Cert(link)))
 
-    def _on_ready(self, peer: PeerId, ready: Ready, now: float) -> None:
-        tip = self.chain.tip
-        if self.pace.heard(peer, now, ready) and not ready.leaving:
+    def _on_ready(self, peer: PeerId, ready: Ready, now: float) -> bool:
+        """Whether the READY says anything new."""
+        tip = self.tip
+        presence = self.pace.peers.get(peer)
+        before = presence.ready if presence is not None else None
+        returned = self.pace.heard(peer, now, ready)
+        if returned and not ready.leaving:
             self.out.append(Send(peer, self.ready()))
-        if ready.tip == tip.id:
-            if ready.root is not None and ready.tokens > 0:
-                if not self.decree.exchange.announce(peer, ready.root, ready.tokens):
-                    self.out.append(
-                        Note(
-                            "two_contributions", f"{peer_name(peer)} announced two contributions under one parent", peer
-                        )
-                    )
-                self.note_ready(now)
-        elif self.chain.child(ready.tip) is not None:
-            self._answer(peer, ready.tip, now)
-        elif ready.round > tip.round:
-            self._solicit(peer, now)
+        if ready.base == tip.base:
+            self._announced(peer, ready, now)
+        if ready.tip != tip.id:
+            self._elsewhere(peer, ready, now)
+        return returned or before is None or self._says(before) != self._says(ready)
 
-    def _solicit(self, peer: PeerId, now: float) -> None:
-        """Make a peer that is ahead answer with the certificate that this one lacks."""
-        if now >= self._asked.get(peer, 0.0) + ANSWER_PAUSE_S and self.decree.certificate is None:
+    def _says(self, ready: Ready) -> tuple[object, ...]:
+        """What of a READY can make anything possible."""
+        tokens = ready.tokens if self.settings.round_tokens else 0
+        return ready.tip, ready.base, ready.root, ready.record, ready.trains, tokens
+
+    def _announced(self, peer: PeerId, ready: Ready, now: float) -> None:
+        if ready.record is not None and self.records.get(peer) != ready.record:
+            try:
+                ready.record.check(self.tip.base)
+            except SignatureError as error:
+                self.out.append(Note("bad_record", f"{peer_name(peer)}: {error}", peer))
+            else:
+                self.records[peer] = ready.record
+        elif ready.record is None:
+            self.records.pop(peer, None)
+        if ready.root is not None and ready.tokens > 0:
+            if not self.decree.exchange.announce(peer, Head(ready.root, ready.tokens, ready.journal)):
+                self.out.append(
+                    Note("two_contributions", f"{peer_name(peer)} announced two contributions under one parent", peer)
+                )
+            self.note_ready(now)
+
+    def _elsewhere(self, peer: PeerId, ready: Ready, now: float) -> None:
+        """The peer is not where this one is: tell it what it lacks, or ask for what this one lacks."""
+        if ready.tip in self.chain:
+            if self.chain.child(ready.tip) is not None or ready.base not in (self.tip.base, self.tip.id):
+                self._answer(peer, ready.tip, now)
+        elif ready.tip not in self.orphans and now >= self._asked.get(peer, -1.0) + ANSWER_PAUSE_S:
             self._asked[peer] = now
-            self.out.append(Send(peer, self.ready()))
+            self.out.append(Send(peer, Get(BlobKind.LINK, ready.tip)))
+
+    def _on_get(self, peer: PeerId, get: Get) -> None:
+        link = self.chain.link(get.digest) if get.content is BlobKind.LINK else None
+        if link is not None:
+            self.out.append(Send(peer, Cert(link)))
+
+    def _on_cert(self, peer: PeerId, link: Link) -> None:
+        for new in follow.learn(self, peer, link):
+            if isinstance(new, Fork):
+                lastballot.note_fork(self, new)
+            else:
+                self.decree.values.setdefault(new.id, new.value)
 
     def _on_start(self, peer: PeerId, start: Start, now: float) -> None:
-        decree, tip = self.decree, self.chain.tip
+        decree, tip = self.decree, self.tip
         current = decree.exchange.start
-        if peer != electorates.leader(tip.id, tip.electorate, start.ballot) or start.ballot < decree.acceptor.promised:
+        if start.parent != tip.id or peer != electorates.leader(tip.id, tip.electorate, start.ballot):
+            return
+        if start.ballot < decree.acceptor.promised:
             return
         if current is not None and (start.ballot, start.attempt) <= (current.ballot, current.attempt):
             return
@@ -288,42 +402,52 @@ class Round(Core):
         self.freeze()
 
     def _on_prepare(self, peer: PeerId, prepare: Prepare, now: float) -> None:
-        decree, tip = self.decree, self.chain.tip
-        if not self.votes or peer != electorates.leader(tip.id, tip.electorate, prepare.ballot):
+        decree, tip, journal = self.decree, self.tip, self.voting_journal
+        if prepare.nonce is not None:
+            self._on_last(peer, prepare, now)
+            return
+        if journal is None or peer != electorates.leader(tip.id, tip.electorate, prepare.ballot):
             return
         acceptor = decree.acceptor.promise(prepare.ballot)
         if acceptor is None or (acceptor.accepted is not None and acceptor.accepted[0] >= prepare.ballot):
             return
         if acceptor != decree.acceptor:
-            decree.acceptor = acceptor
-            self.out.append(Save(tip.id, acceptor.promised, acceptor.accepted))
+            self.remember(acceptor)
         self.heard_ballot(prepare.ballot, now)
-        self.out.append(Send(peer, Promise(tip.id, prepare.ballot, FIRST_JOURNAL, acceptor.accepted)))
+        self.out.append(Send(peer, Promise(tip.id, prepare.ballot, journal, acceptor.accepted)))
+
+    def _on_last(self, peer: PeerId, prepare: Prepare, now: float) -> None:
+        if prepare.nonce is not None and prepare.parent == self.tip.id:
+            lastballot.answer(self, peer, prepare, now)
 
     def _on_promise(self, peer: PeerId, promise: Promise, now: float) -> None:
-        decree = self.decree
-        if decree.proposer is None or decree.proposer.ballot != promise.ballot or promise.journal != FIRST_JOURNAL:
-            return
-        if promise.accepted is not None:
-            try:
-                check_value(promise.accepted[1], decree.tip, self.shape.sizes)
-            except MalformedError as error:
-                self.out.append(Note("bad_promise", f"{peer_name(peer)}: {error}", peer))
+        decree, tip = self.decree, self.tip
+        try:
+            if promise.accepted is not None:
+                check_value(promise.accepted[1], tip, self.shape.sizes, self.chain.policy)
+            if promise.last is not None:
+                lastballot.promised(self, peer, promise)
                 return
-        decree.proposer.promises.setdefault(peer, promise.accepted)
-        decree.progress_at = now
+        except (MalformedError, SignatureError) as error:
+            self.out.append(Note("bad_promise", f"{peer_name(peer)}: {error}", peer))
+            return
+        if decree.proposer is None or decree.proposer.ballot != promise.ballot:
+            return
+        if any(entry.peer == peer and entry.journal == promise.journal for entry in tip.countable):
+            decree.proposer.promises.setdefault(peer, promise.accepted)
+            decree.progress_at = now
 
     def _on_propose(self, peer: PeerId, propose: Propose, now: float) -> None:
-        decree, tip = self.decree, self.chain.tip
-        if peer != electorates.leader(tip.id, tip.electorate, propose.ballot):
+        decree, tip = self.decree, self.tip
+        if propose.parent != tip.id or peer != electorates.leader(tip.id, tip.electorate, propose.ballot):
             return
         if decree.pending is not None and propose.ballot <= decree.pending.ballot:
             if decree.vote is not None and propose.ballot == decree.vote.ballot:
                 self.out.append(Send(peer, Voted(decree.vote)))
             return
         try:
-            check_value(propose.value, tip, self.shape.sizes)
-        except MalformedError as error:
+            check_value(propose.value, tip, self.shape.sizes, self.chain.policy)
+        except (MalformedError, SignatureError) as error:
             self.out.append(Note("bad_proposal", f"{peer_name(peer)}: {error}", peer))
             return
         self.heard_ballot(propose.ballot, now)
@@ -331,27 +455,39 @@ class Round(Core):
         decree.values[propose.value.id] = propose.value
 
     def _on_vote(self, peer: PeerId, message: Voted, now: float) -> None:
+        vote, tally = message.vote, self.decree.tally
+        if vote.parent != self.tip.id:
+            return
         try:
-            message.vote.check()
+            vote.check()
         except SignatureError as error:
             self.out.append(Note("bad_vote", f"{peer_name(peer)}: {error}", peer))
             return
-        if self.decree.tally.add(message.vote, self.chain.tip.electorate):
+        if tally.contradiction(vote) is not None:
+            self.banned.add(vote.peer)
+            twice = f"{peer_name(vote.peer)} voted for two values in ballot {vote.ballot}"
+            self.out.append(Note("equivocation", twice, vote.peer))
+        elif tally.add(vote, self.tip.countable):
             self.decree.progress_at = now
 
-    def _on_cert(self, peer: PeerId, certificate: Certificate) -> None:
-        decree = self.decree
-        if certificate.value.parent != self.chain.tip.id or decree.certificate is not None:
+    def _on_late_vote(self, peer: PeerId, message: Voted) -> None:
+        """A vote for what is certified already: attendance."""
+        vote, above = message.vote, self.chain.parent(self.tip.id)
+        if above is None or vote.parent != above or vote.peer in self.attendance:
+            return
+        if not any(e.peer == vote.peer and e.journal == vote.journal for e in self.chain.tip_of(above).countable):
             return
         try:
-            self.chain.check(certificate)
-        except (MalformedError, SignatureError) as error:
-            self.out.append(Note("bad_certificate", f"{peer_name(peer)}: {error}", peer))
+            vote.check()
+        except SignatureError as error:
+            self.out.append(Note("bad_vote", f"{peer_name(peer)}: {error}", peer))
             return
-        decree.certificate = certificate
+        self.attendance[vote.peer] = vote
 
     def _hold(self, peer: PeerId, blob: Blob, leaves: tuple[Digest, ...] | None, now: float) -> None:
         decree = self.decree
+        if blob.parent != self.tip.base:
+            return
         try:
             decree.exchange.hold(peer, blob, leaves)
         except MalformedError as error:
@@ -359,31 +495,37 @@ class Round(Core):
             return
         decree.progress_at = now
         if blob.content is BlobKind.RESULT:
-            decree.stored.add(blob.digest)
+            self.results_held[blob.digest] = blob.parent
             self.step(blob.part, blob.digest)
 
     # What has become possible.
 
     def _advance(self, now: float) -> list[Effect]:
+        self.pace.notice(now)
         if not self.finished:
             certify.certify(self)
-            if self.decree.certificate is not None:
-                certify.apply(self, self.decree.certificate)
-            else:
-                lead.take_turn(self, now)
-                self._exchange(now)
-                lead.reassign(self, now)
-                lead.propose(self, now)
-                certify.vote(self)
-                certify.certify(self)
-                if self.decree.certificate is not None:
-                    certify.apply(self, self.decree.certificate)
+            follow.gather(self)
+            follow.follow(self, now)
+            lastballot.choose(self, now)
+            if self.decree.certificate is None and self.adopting is None:
+                self._take_part(now)
         self.out += self.wants.requests(now, lambda peer: self.pace.present(peer, now))
         if now >= self.pace.next_heartbeat:
             self.broadcast_ready(now)
         if now >= self._nudge_at:
             self._nudge(now)
         return self.drain()
+
+    def _take_part(self, now: float) -> None:
+        lead.take_turn(self, now)
+        self._exchange(now)
+        lead.reassign(self, now)
+        lead.propose(self, now)
+        certify.vote(self)
+        certify.certify(self)
+        lastballot.initiate(self, now)
+        follow.gather(self)
+        follow.follow(self, now)
 
     def _exchange(self, now: float) -> None:
         exchange = self.decree.exchange
@@ -404,7 +546,7 @@ class Round(Core):
         return (
             ready is not None
             and (ready.trains or peer in self.decree.exchange.heads)
-            and ready.round <= self.chain.tip.round
+            and ready.round <= self.tip.round
         )
 
     # Sending.
@@ -413,7 +555,7 @@ class Round(Core):
         """Messages may be lost: what a ballot waits for is said again."""
         self._nudge_at = now + 2 * self.settings.heartbeat_s
         decree = self.decree
-        if decree.certificate is not None or self.finished:
+        if decree.certificate is not None or self.finished or self.adopting is not None:
             return
         if decree.proposer is not None and decree.exchange.start is not None:
             self.to_round(decree.exchange.start)

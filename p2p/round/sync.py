@@ -1,6 +1,6 @@
 """Bytes that this peer lacks and asks others for: one holder after another, each with a deadline."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 
 from atoll.p2p.round.effects import Send
@@ -15,6 +15,8 @@ MOST_AT_ONCE = 16
 class Want:
     content: BlobKind
     holders: list[PeerId]
+    base: Digest  # of the round that the bytes belong to
+    part: int
     asked: PeerId | None = None
     deadline: float = 0.0
     refused: set[PeerId] = field(default_factory=set)
@@ -25,14 +27,14 @@ class Wants:
         self.patience_s = patience_s
         self.open: dict[Digest, Want] = {}
 
-    def need(self, content: BlobKind, digest: Digest, holders: Iterable[PeerId]) -> None:
+    def need(self, content: BlobKind, digest: Digest, holders: Iterable[PeerId], base: Digest, part: int) -> None:
         """Ask for a blob, of these peers in this order; peers named later are added behind."""
-        want = self.open.setdefault(digest, Want(content, []))
+        want = self.open.setdefault(digest, Want(content, [], base, part))
         want.holders += [peer for peer in holders if peer not in want.holders]
 
-    def arrived(self, digest: Digest) -> bool:
-        """The blob is stored; True if it had been wanted."""
-        return self.open.pop(digest, None) is not None
+    def arrived(self, digest: Digest) -> Want | None:
+        """The blob is stored; what it was wanted for, if it was."""
+        return self.open.pop(digest, None)
 
     def missing(self, digest: Digest, peer: PeerId) -> None:
         """`peer` answered that it does not have the blob."""
@@ -47,8 +49,8 @@ class Wants:
         if want is not None and want.asked == peer:
             want.deadline = now + self.patience_s
 
-    def wanted(self, digest: Digest) -> bool:
-        return digest in self.open
+    def wanted(self, digest: Digest) -> Want | None:
+        return self.open.get(digest)
 
     def stranded(self, present: Callable[[PeerId], bool]) -> bool:
         """Whether there is a blob that every present holder has said it does not have."""
@@ -57,8 +59,9 @@ class Wants:
             for want in self.open.values()
         )
 
-    def forget(self, keep: Callable[[Digest], bool]) -> None:
-        self.open = {digest: want for digest, want in self.open.items() if keep(digest)}
+    def forget(self, bases: Collection[Digest]) -> None:
+        """What belongs to these rounds is not needed any more."""
+        self.open = {digest: want for digest, want in self.open.items() if want.base not in bases}
 
     def requests(self, now: float, present: Callable[[PeerId], bool]) -> list[Send]:
         """GETs that are due. A holder that did not answer in time is put last; when all refused, all are asked anew."""

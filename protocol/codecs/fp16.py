@@ -38,6 +38,7 @@ _Words = npt.NDArray[np.uint32]
 
 class Fp16:
     name: str = "fp16"
+    error_feedback: bool = False
 
     def encoded_size(self, numel: int) -> int:
         return 2 * check_numel(numel)

@@ -13,6 +13,7 @@ from atoll.protocol.codecs.port import Vector
 
 class Fp32:
     name: str = "fp32"
+    error_feedback: bool = False
 
     def encoded_size(self, numel: int) -> int:
         return 4 * check_numel(numel)

@@ -50,6 +50,7 @@ _LARGEST_SCALE_BITS = int((np.float32(MAX_MAGNITUDE) / _LEVELS).view(np.uint32))
 
 class Int8:
     name: str = "int8"
+    error_feedback: bool = False
 
     def encoded_size(self, numel: int) -> int:
         return check_numel(numel) + 4 * -(-numel // BLOCK)

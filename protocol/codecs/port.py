@@ -33,7 +33,15 @@ class Codec(Protocol):
 
     @property
     def name(self) -> str:
-        """The word in the manifest: `fp32`, `fp16`, `int8`."""
+        """The word in the manifest: `fp32`, `fp16`, `int8`, `top8`."""
+        ...
+
+    @property
+    def error_feedback(self) -> bool:
+        """Whether a peer adds what one encoding left out to its next gradient (`p2p.round.ledger`).
+
+        Such a codec is for contributions alone: nobody keeps account of what a result leaves out.
+        """
         ...
 
     def encoded_size(self, numel: int) -> int:

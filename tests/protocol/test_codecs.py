@@ -26,7 +26,7 @@ vectors = given(family=st.sampled_from(FAMILIES), numel=st.integers(1, 1200), se
 def test_registry_has_exactly_the_codecs_that_a_manifest_may_name():
     assert set(CODECS) == set(MANIFEST_CODECS)
     assert all(codec(name).name == name for name in NAMES)
-    with pytest.raises(MalformedError, match="'int9' is not a codec; known are fp32, fp16, int8"):
+    with pytest.raises(MalformedError, match="'int9' is not a codec; known are fp32, fp16, int8, top8"):
         codec("int9")
 
 
@@ -133,7 +133,12 @@ def test_golden_bytes():
 def test_golden_digests():
     values = (np.arange(-300, 300) * np.float32(0.5)).astype(np.float32)
     digests = {name: content_digest(codec(name).encode(values)).hex()[:16] for name in NAMES}
-    assert digests == {"fp16": "f504fafcf27f4f3b", "fp32": "877f706eb0f252b9", "int8": "b3ea442c3681fdd9"}
+    assert digests == {
+        "fp16": "f504fafcf27f4f3b",
+        "fp32": "877f706eb0f252b9",
+        "int8": "b3ea442c3681fdd9",
+        "top8": "4604eff7d3968192",
+    }
 
 
 @every_codec
@@ -176,7 +181,7 @@ def test_decode_checks_the_size_before_it_allocates(name, vector):
     for wrong in (data[:-1], data + b"\0", b""):
         with pytest.raises(MalformedError, match="for 300 elements"):
             codec(name).decode(wrong, 300)
-    for numel in (299, 301, 1 << 60):  # the last one would need an exabyte
+    for numel in (250, 330, 1 << 60):  # a block less, a block more; the last one would need an exabyte
         with pytest.raises(MalformedError):
             codec(name).decode(data, numel)
 

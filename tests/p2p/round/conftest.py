@@ -11,12 +11,30 @@ import pytest
 
 from atoll.p2p import boot
 from atoll.p2p.blobs import BlobStore
-from atoll.p2p.round.effects import Commit, Discard, Effect, Freeze, KeepParts, Note, Reduce, Save, Send, SendBlob, Step
+from atoll.p2p.journal import Journal, OwnContribution
+from atoll.p2p.round.chain import parent_of
+from atoll.p2p.round.effects import (
+    Adopt,
+    Commit,
+    Discard,
+    Effect,
+    Enter,
+    Freeze,
+    KeepParts,
+    Note,
+    Prune,
+    Reduce,
+    Save,
+    Send,
+    SendBlob,
+    Step,
+)
 from atoll.p2p.round.round import Round
 from atoll.p2p.run_store import LogEntry, RunStore
 from atoll.protocol import canonical
-from atoll.protocol.certificate import Contribution
+from atoll.protocol.certificate import Certificate, Contribution
 from atoll.protocol.digest import array_digest, state_digest
+from atoll.protocol.errors import MissingBytesError
 from atoll.protocol.identity import Identity, peer_name
 from atoll.protocol.manifest import Draft, GenesisSettings, Manifest
 from atoll.protocol.messages import Blob, BlobKind, Get, seal, unseal
@@ -31,24 +49,33 @@ class Peer:
         self.swarm, self.identity, self.folder, self.id = swarm, identity, folder, identity.peer_id
         self.alive, self.frozen, self.notes, self.step_s, self.trains = True, False, [], 1.0, True
         self.generation = self.timer = 0
+        self.journal = None
         self.boot()
+
+    def announce(self) -> None:
+        """Say again what was contributed under the base where this peer stands."""
+        base = self.round.tip.base
+        own = self.journal.contributions.get(base)
+        if own is not None:
+            c = own.contribution
+            self.do(self.round.contributed(self.swarm.now, base, c.root, c.tokens, own.leaves, c.journal))
 
     def boot(self) -> None:
         """Start, or start again, from what is on disk."""
         self.store, self.blobs = RunStore(self.folder), BlobStore(self.folder / "blobs")
         boot.keep_manifest(self.store, self.swarm.manifest, self.swarm.genesis)
-        resumed = boot.resume(self.store, self.blobs, self.swarm.manifest)
+        if self.journal is not None:
+            self.journal.close()
+        self.journal = Journal.open(self.store.journal)
+        resumed = boot.resume(self.store, self.blobs, self.swarm.manifest, self.journal, self.id)
         self.workshop, self.history = resumed.workshop, resumed.history
         now, draft = self.swarm.now, self.swarm.manifest.draft
         self.round = Round(
-            self.identity, resumed.chain, draft.exchange, rounds=draft.run.rounds, trains=self.trains, now=now
+            self.identity, resumed.chain, draft.exchange, journal=self.journal.id, memory=self.journal.acceptors,
+            stored=self.blobs.digests(), rounds=draft.run.rounds, trains=self.trains, now=now,
         )
         self.alive, self.generation = True, self.generation + 1
-        vote, own = self.store.vote(), self.store.contribution()
-        if vote is not None and vote[0] == resumed.chain.tip.id:
-            self.do(self.round.restore(vote[1], vote[2], now))
-        if own is not None and own[0] == resumed.chain.tip.id:
-            self.do(self.round.contributed(now, own[0], own[1].root, own[1].tokens, own[2]))
+        self.announce()
         for other in self.swarm.peers:
             self.do(self.round.greet(now, other))
         self.begin_training()
@@ -58,18 +85,19 @@ class Peer:
 
     def begin_training(self) -> None:
         if self.trains:
-            self.parent, self.began = self.round.chain.tip.id, self.swarm.now
+            self.parent, self.began = self.round.tip.base, self.swarm.now
             self.later(self.step_s * 20, lambda parent=self.parent: self.contribute(parent, 20))
 
     def contribute(self, parent: bytes, steps: int) -> None:
-        if parent != self.round.chain.tip.id or self.id in self.round.decree.exchange.heads:
+        if parent != self.round.tip.base or self.id in self.round.decree.exchange.heads:
             return
         if steps < 1:
             self.do(self.round.nothing_to_contribute(self.swarm.now, parent))
             return
         vector = self.swarm.gradient(self, parent, steps)
         root, leaves = self.workshop.encode(parent, vector)
-        self.store.save_contribution(parent, Contribution(self.id, root, steps * 100), leaves)
+        own = Contribution(self.id, root, steps * 100, self.journal.id)
+        self.journal.save_contribution(parent, OwnContribution(own, leaves))
         self.do(self.round.contributed(self.swarm.now, parent, root, steps * 100, leaves))
 
     def freeze(self, parent: bytes) -> None:
@@ -110,37 +138,40 @@ class Peer:
                 self.swarm.transmit_blob(self, effect.to, effect.blob)
             case Save():
                 self.blobs.sync(effect.results)
-                self.store.save_vote(effect.parent, effect.promised, effect.accepted)
+                self.journal.save_acceptor(effect.parent, effect.acceptor)
             case Freeze():
-                self.freeze(effect.parent)
+                self.freeze(effect.base)
             case Reduce():
-                result, bad = self.workshop.reduce(effect.parent, effect.part, effect.sources)
+                result, bad = self.workshop.reduce(effect.base, effect.part, effect.sources)
                 roots = tuple(s.root for s in effect.sources)
                 self.later(
                     0.01,
                     lambda: self.do(
                         self.round.reduced(
-                            self.swarm.now, effect.parent, effect.part, result, roots, tuple(s.peer for s in bad)
+                            self.swarm.now, effect.base, effect.part, result, roots, tuple(s.peer for s in bad)
                         )
                     ),
                 )
             case Step():
-                chunks = self.workshop.step(effect.parent, effect.part, effect.result)
+                chunks = self.workshop.step(effect.base, effect.part, effect.result)
                 self.later(
                     0.01,
                     lambda: self.do(
-                        self.round.stepped(self.swarm.now, effect.parent, effect.part, effect.result, chunks)
+                        self.round.stepped(self.swarm.now, effect.base, effect.part, effect.result, chunks)
                     ),
                 )
             case Commit():
                 self.workshop.commit(effect.certificate)
-                entry = LogEntry(effect.certificate, 1.0, 0, 0)
-                self.store.append(entry)
-                self.history.append(entry)
-                self.store.save_state(self.workshop.state.parent, self.workshop.state.vectors)
+                self.log(LogEntry(effect.certificate, 1.0, 0, 0, effect.dropped))
+                self.save_state()
                 self.do(self.round.committed(now, effect.certificate))
-                if self.alive:
-                    self.begin_training()
+                self.arrive()
+            case Enter():
+                self.log(LogEntry(effect.fork, 0.0, 0, 0))
+            case Adopt():
+                self.adopt(effect.target)
+            case Prune():
+                self.journal.prune(effect.parents | effect.bases, effect.tip)
             case Discard():
                 self.blobs.discard_results(effect.parent)
             case KeepParts():
@@ -148,9 +179,37 @@ class Peer:
             case Note():
                 self.notes.append(effect.code)
 
+    def log(self, entry: LogEntry) -> None:
+        while self.history and self.history[-1].link.id != parent_of(entry.link):
+            self.history.pop()
+        self.history.append(entry)
+        self.store.rewrite(self.history)
+
+    def save_state(self) -> None:
+        state = self.workshop.state
+        self.store.save_state(state.parent, state.round, state.vectors, 64)
+
+    def arrive(self) -> None:
+        if self.alive:
+            self.announce()
+            self.begin_training()
+
+    def adopt(self, target: bytes) -> None:
+        links = self.round.chain.lineage(target)
+        try:
+            self.workshop.adopt([link for link in links if isinstance(link, Certificate)])
+        except MissingBytesError as error:
+            self.do(self.round.unreachable(self.swarm.now, target, error.certificate))
+            return
+        self.history[:] = [LogEntry(link, 0.0, 0, 0) for link in links]
+        self.store.rewrite(self.history)
+        self.save_state()
+        self.do(self.round.adopted(self.swarm.now, target))
+        self.arrive()
+
     def arrived(self, sender: "Peer", data: bytes) -> None:
         message = unseal(data, self.swarm.manifest.run_id, sender.id)
-        if isinstance(message, Get):
+        if isinstance(message, Get) and message.content is not BlobKind.LINK:
             size = self.blobs.size(message.digest)
             if size is None:
                 self.swarm.transmit(self, sender.id, Blob(message.content, message.digest, None))
@@ -165,7 +224,7 @@ class Peer:
     def arrived_blob(self, sender: "Peer", blob: Blob, payload: bytes) -> None:
         if self.round.accepts(sender.id, blob):
             leaves = canonical.decode(payload, limit=len(payload)) if blob.content is BlobKind.LEAVES else None
-            self.blobs.put(blob.content, blob.parent or self.round.chain.tip.id, blob.digest, payload)
+            self.blobs.put(blob.content, self.round.base_of(blob), blob.digest, payload)
             self.do(self.round.stored(self.swarm.now, sender.id, blob, leaves))
             self.wake()
 
@@ -275,7 +334,8 @@ class Swarm:
                 by_tip.setdefault(peer.round.chain.tip.id, set()).add(peer.digest)
                 assert peer.digest == peer.round.chain.tip.state.hex()
             for entry in peer.history:
-                children.setdefault(entry.certificate.value.parent, set()).add(entry.certificate.id)
+                if entry.certificate is not None:
+                    children.setdefault(entry.certificate.value.parent, set()).add(entry.certificate.id)
         assert all(len(digests) == 1 for digests in by_tip.values())
         assert all(len(ids) == 1 for ids in children.values())
 

@@ -1,0 +1,27 @@
+"""Certificates and FORKs whose parent is not known yet."""
+
+from atoll.p2p.round.chain import Link, parent_of
+from atoll.protocol.digest import Digest
+from atoll.protocol.identity import PeerId
+
+MAX_ORPHANS = 256
+
+
+class Orphans:
+    """Links whose parent is not known yet; bounded, the oldest go first."""
+
+    def __init__(self) -> None:
+        self._links: dict[Digest, tuple[Link, PeerId]] = {}
+
+    def __contains__(self, name: Digest) -> bool:
+        return name in self._links
+
+    def keep(self, link: Link, peer: PeerId) -> None:
+        self._links[link.id] = link, peer
+        while len(self._links) > MAX_ORPHANS:
+            self._links.pop(next(iter(self._links)))
+
+    def children(self, parent: Digest) -> list[tuple[Link, PeerId]]:
+        """Remove and return the links behind `parent`."""
+        found = [name for name, (link, _) in self._links.items() if parent_of(link) == parent]
+        return [self._links.pop(name) for name in found]
