@@ -35,7 +35,8 @@ def vote(core: Core) -> None:
     wronged = wrongly_evicted(core, value)
     if wronged:
         decree.pending = None
-        core.out += [Send(core.leader, Voted(core.attendance[peer])) for peer in wronged if core.leader != core.me]
+        held = [core.attendance[peer] for peer in wronged if peer in core.attendance]
+        core.out += [Send(core.leader, Voted(vote)) for vote in held if core.leader != core.me]
         core.out.append(Note("proposal_refused", f"ballot {pending.ballot} evicts {len(wronged)} voters that voted"))
         return
     core.remember(acceptor, result_digests(value.parts))
@@ -43,10 +44,10 @@ def vote(core: Core) -> None:
 
 
 def wrongly_evicted(core: Core, value: Value) -> list[PeerId]:
-    """Voters that the value evicts for their silence, and whose votes for the parent this peer holds."""
+    """Voters that the value evicts for their silence, and that this peer knows to have voted for the parent."""
     going = {r.peer for r in value.records if r.kind in (Standing.LEAVE, Standing.CANNOT_VOTE)}
     evicted = set(core.tip.voters) - {entry.peer for entry in value.electorate} - going
-    return sorted(peer for peer in evicted if peer in core.attendance)
+    return sorted(evicted & core.attendees())
 
 
 def vote_late(core: Core, certificate: Certificate) -> None:
@@ -69,6 +70,7 @@ def certify(core: Core) -> None:
     if certificate is None or certificate.id in core.chain:
         return
     core.chain.add(certificate)
+    core.gathered = False
     if decree.proposer is not None or core.leader == core.me:
         core.to_known(Cert(certificate))
 

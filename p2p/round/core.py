@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from atoll.p2p.round import electorate as electorates
 from atoll.p2p.round.chain import Chain, Tip
 from atoll.p2p.round.decree import Decree
-from atoll.p2p.round.effects import Effect, Freeze, Save, Send, Step
+from atoll.p2p.round.effects import Effect, Freeze, Note, Save, Send, Step
 from atoll.p2p.round.exchange import Exchange, Head, Shape
 from atoll.p2p.round.orphans import Orphans
 from atoll.p2p.round.pace import Pace
@@ -17,8 +17,9 @@ from atoll.p2p.round.sync import Wants
 from atoll.p2p.round.synod import Acceptor
 from atoll.protocol.certificate import FIRST_JOURNAL, Certificate, Vote
 from atoll.protocol.digest import Digest
+from atoll.protocol.errors import SignatureError
 from atoll.protocol.fork import Fork
-from atoll.protocol.identity import Identity, PeerId
+from atoll.protocol.identity import Identity, PeerId, peer_name
 from atoll.protocol.manifest import ExchangeSettings
 from atoll.protocol.messages import Message, Propose, Ready, Voted
 from atoll.protocol.standing import Record, Standing
@@ -56,6 +57,8 @@ class Core:
         self.attendance: dict[PeerId, Vote] = {}  # votes for the tip, late ones too
         self.adopting: Digest | None = None
         self.orphans = Orphans()
+        self.gathered = False  # whether nothing new came since the bytes of certificates were asked for
+        self.abandoned: set[Digest] = set()  # certificates of lineages that cannot be reached any more
         self.forks: dict[Digest, list[Fork]] = {}  # FORKs known, by their parent
         self.out: list[Effect] = []
         self._own_record: tuple[Digest, Record] | None = None
@@ -221,10 +224,21 @@ class Core:
             if ready is None or ready.base != decree.tip.base:
                 continue
             if ready.record is not None:
-                self.records[peer] = ready.record
+                self.note_record(peer, ready.record)
             if ready.root is not None and ready.tokens > 0:
                 decree.exchange.announce(peer, Head(ready.root, ready.tokens, ready.journal))
                 decree.first_ready_at = now
+
+    def note_record(self, peer: PeerId, record: Record) -> None:
+        """Keep what a peer wants from the electorate, if it signed that under this base."""
+        if self.records.get(peer) == record:
+            return
+        try:
+            record.check(self.tip.base)
+        except SignatureError as error:
+            self.out.append(Note("bad_record", f"{peer_name(peer)}: {error}", peer))
+        else:
+            self.records[peer] = record
 
     def vote_again(self) -> None:
         """Re-enter VOTED after a restart: the journal holds an accepted value."""

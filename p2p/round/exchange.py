@@ -298,7 +298,9 @@ class Exchange:
         if not listed:
             return None
         contributions = tuple(
-            Contribution(peer, h.root, h.tokens, h.journal) for peer, h in sorted(self.heads.items()) if h.root in listed
+            Contribution(peer, head.root, head.tokens, head.journal)
+            for peer, head in sorted(self.heads.items())
+            if head.root in listed
         )
         index = {c.root: i for i, c in enumerate(contributions)}
         parts = tuple(

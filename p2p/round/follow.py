@@ -19,6 +19,7 @@ from atoll.protocol.messages import BlobKind, Get
 def learn(core: Core, peer: PeerId, link: Link) -> list[Link]:
     """Take a link from a peer into the tree, with whatever waited for it; the links that are new."""
     todo, new = [(link, peer)], []
+    core.gathered = False
     while todo:
         link, sender = todo.pop()
         if link.id in core.chain:
@@ -41,14 +42,13 @@ def learn(core: Core, peer: PeerId, link: Link) -> list[Link]:
 def gather(core: Core) -> None:
     """Ask for the result bytes of every certificate behind a held state; a certificate whose bytes are here is held."""
     lineages = core.chain.lineages
-    done = False
-    while not done:
-        done = True
+    while not core.gathered:
+        core.gathered = True
         for name in lineages.frontier():
             certificate = core.chain.link(name)
-            if isinstance(certificate, Certificate) and _complete(core, certificate):
+            if isinstance(certificate, Certificate) and name not in core.abandoned and _complete(core, certificate):
                 lineages.hold(name)
-                done = False
+                core.gathered = False
 
 
 def _complete(core: Core, certificate: Certificate) -> bool:
@@ -81,6 +81,22 @@ def follow(core: Core, now: float) -> None:
         else:
             apply(core, link, now)
             return
+
+
+def give_up(core: Core, target: bytes, lost: bytes) -> None:
+    """Bytes of `lost`, on the way to `target`, are gone: do not count its lineage until they are fetched again.
+
+    Where they are gone from the path that both share, the other lineage branched off too long ago to be reached.
+    """
+    if core.chain.on_path(lost):
+        lost = next(link.id for link in core.chain.lineage(target)
+                    if isinstance(link, Certificate) and not core.chain.on_path(link.id))
+        core.abandoned.add(lost)
+    core.chain.lineages.lose(lost)
+    link = core.chain.link(lost)
+    for part in link.value.parts if isinstance(link, Certificate) else ():
+        core.results_held.pop(part.digest, None)
+    core.gathered = False
 
 
 def next_link(core: Core, target: bytes) -> Link:

@@ -32,8 +32,8 @@ def closing_at(core: Core, now: float) -> float | None:
         due = by_duration if due is None else min(due, by_duration)
     if settings.round_tokens > 0 and _target_reached(core, now):
         due = max(earliest, decree.target_at or now)
-    if due is not None and _a_voter_leaves(core, now):
-        due = min(due, decree.learned_at)
+    if _a_voter_leaves(core, now) and (due is not None or _anybody_trains(core, now)):
+        return decree.learned_at
     return due
 
 

@@ -16,6 +16,12 @@ class Orphans:
     def __contains__(self, name: Digest) -> bool:
         return name in self._links
 
+    def missing(self, name: Digest) -> Digest:
+        """The nearest ancestor of a link that is not here."""
+        while name in self._links:
+            name = parent_of(self._links[name][0])
+        return name
+
     def keep(self, link: Link, peer: PeerId) -> None:
         self._links[link.id] = link, peer
         while len(self._links) > MAX_ORPHANS:

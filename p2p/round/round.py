@@ -133,6 +133,7 @@ class Round(Core):
         want = self.wants.arrived(blob.digest)
         if want is not None:
             self.results_held[blob.digest] = want.base
+            self.gathered = False
             if want.base == self.tip.base:
                 self.step(want.part, blob.digest)
         elif blob.parent is not None:
@@ -221,11 +222,7 @@ class Round(Core):
         """An `Adopt` failed: bytes of the certificate `lost` on the way to `target` are gone or wrong."""
         self.adopting = None
         self.out.append(Note("lineage_unreachable", f"the state of certificate {target.hex()[:16]} cannot be rebuilt"))
-        link = self.chain.link(lost)
-        if isinstance(link, Certificate):
-            self.chain.lineages.lose(lost)
-            for part in link.value.parts:
-                self.results_held.pop(part.digest, None)
+        follow.give_up(self, target, lost)
         return self._advance(now)
 
     def greet(self, now: float, peer: PeerId) -> list[Effect]:
@@ -347,14 +344,9 @@ class Round(Core):
         return ready.tip, ready.base, ready.root, ready.record, ready.trains, tokens
 
     def _announced(self, peer: PeerId, ready: Ready, now: float) -> None:
-        if ready.record is not None and self.records.get(peer) != ready.record:
-            try:
-                ready.record.check(self.tip.base)
-            except SignatureError as error:
-                self.out.append(Note("bad_record", f"{peer_name(peer)}: {error}", peer))
-            else:
-                self.records[peer] = ready.record
-        elif ready.record is None:
+        if ready.record is not None:
+            self.note_record(peer, ready.record)
+        else:
             self.records.pop(peer, None)
         if ready.root is not None and ready.tokens > 0:
             if not self.decree.exchange.announce(peer, Head(ready.root, ready.tokens, ready.journal)):
@@ -368,9 +360,9 @@ class Round(Core):
         if ready.tip in self.chain:
             if self.chain.child(ready.tip) is not None or ready.base not in (self.tip.base, self.tip.id):
                 self._answer(peer, ready.tip, now)
-        elif ready.tip not in self.orphans and now >= self._asked.get(peer, -1.0) + ANSWER_PAUSE_S:
+        elif now >= self._asked.get(peer, -1.0) + ANSWER_PAUSE_S:
             self._asked[peer] = now
-            self.out.append(Send(peer, Get(BlobKind.LINK, ready.tip)))
+            self.out.append(Send(peer, Get(BlobKind.LINK, self.orphans.missing(ready.tip))))
 
     def _on_get(self, peer: PeerId, get: Get) -> None:
         link = self.chain.link(get.digest) if get.content is BlobKind.LINK else None
@@ -496,6 +488,7 @@ class Round(Core):
         decree.progress_at = now
         if blob.content is BlobKind.RESULT:
             self.results_held[blob.digest] = blob.parent
+            self.gathered = False
             self.step(blob.part, blob.digest)
 
     # What has become possible.
@@ -509,7 +502,7 @@ class Round(Core):
             lastballot.choose(self, now)
             if self.decree.certificate is None and self.adopting is None:
                 self._take_part(now)
-        self.out += self.wants.requests(now, lambda peer: self.pace.present(peer, now))
+        self.out += self.wants.requests(now, lambda peer: self.pace.present(peer, now), first=self.tip.base)
         if now >= self.pace.next_heartbeat:
             self.broadcast_ready(now)
         if now >= self._nudge_at:
@@ -517,6 +510,8 @@ class Round(Core):
         return self.drain()
 
     def _take_part(self, now: float) -> None:
+        if self.tip.bound is not None:
+            certify.fetch(self, self.tip.bound, [])
         lead.take_turn(self, now)
         self._exchange(now)
         lead.reassign(self, now)

@@ -63,11 +63,14 @@ class Wants:
         """What belongs to these rounds is not needed any more."""
         self.open = {digest: want for digest, want in self.open.items() if want.base not in bases}
 
-    def requests(self, now: float, present: Callable[[PeerId], bool]) -> list[Send]:
-        """GETs that are due. A holder that did not answer in time is put last; when all refused, all are asked anew."""
+    def requests(self, now: float, present: Callable[[PeerId], bool], first: Digest) -> list[Send]:
+        """GETs that are due, those of the round `first` before others.
+
+        A holder that did not answer in time is put last; when all refused, all are asked anew.
+        """
         out = []
         under_way = sum(1 for want in self.open.values() if want.asked is not None and now < want.deadline)
-        for digest, want in self.open.items():
+        for digest, want in sorted(self.open.items(), key=lambda item: item[1].base != first):
             if want.asked is not None and now < want.deadline and present(want.asked):
                 continue
             if under_way >= MOST_AT_ONCE:

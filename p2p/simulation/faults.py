@@ -7,8 +7,10 @@ holds a certified state.
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from atoll.p2p.round import effects
 from atoll.p2p.simulation.disk import Disk
 from atoll.p2p.simulation.oracle import is_quorum
 from atoll.p2p.simulation.plan import Fault
@@ -271,31 +273,28 @@ class Injector:
         return True
 
     def _equivocate(self, dice: random.Random) -> bool:
-        """A minority's voter signs another value in a ballot it has voted in, and tells everybody."""
-        for victim in dice.sample(self._alive(), len(self._alive())):
-            place = self.world.oracle.places.get(victim.round.chain.tip.id)
-            acceptor = victim.disk.promises.get(victim.round.chain.tip.id)
-            if place is None or acceptor is None or acceptor.accepted is None or acceptor.left:
-                continue
-            journal = dict(place.electorate).get(victim.id)
-            if journal is None or is_quorum(place.electorate, [victim.id]):
-                continue
-            ballot, value = acceptor.accepted
-            self.world.watch.hostile.add((victim.id, place.id, ballot))
-            vote = self._second_vote(victim, journal, ballot, value.id)
-            self.world.watch.note(victim, f"equivocates in ballot {ballot} under", place.id)
-            for other in self.world.reachable(victim):
-                self.world.network.send(victim, other, Voted(vote))
-            return True
-        return False
+        """Arm a voter: when it votes next as one of a minority, it signs another value too, and tells everybody."""
+        voters = [p for p in self._alive() if p.after_save is None and p.id in self._voters_of(p)]
+        if voters:
+            dice.choice(voters).after_save = self._vote_twice
+        return False  # counted when it happens
 
-    @staticmethod
-    def _second_vote(victim: "Peer", journal: bytes, ballot: int, value: bytes) -> Vote:
-        acceptor = next(a for a in victim.disk.promises.values() if a.accepted and a.accepted[1].id == value)
-        assert acceptor.accepted is not None
-        parent, other = acceptor.accepted[1].parent, content_digest(value)
-        unsigned = Vote(parent, ballot, other, victim.id, journal, b"")
-        return Vote(parent, ballot, other, victim.id, journal, victim.identity.sign("vote", unsigned.payload()))
+    def _voters_of(self, peer: "Peer") -> dict[bytes, bytes]:
+        place = self.world.oracle.places.get(peer.round.chain.tip.id)
+        return {} if place is None else dict(place.electorate)
 
-
-
+    def _vote_twice(self, victim: "Peer", save: effects.Save) -> bool:
+        place, accepted = self.world.oracle.places.get(save.parent), save.acceptor.accepted
+        if self.quiet or place is None or accepted is None or save.acceptor.left:
+            return False
+        journal, (ballot, value) = dict(place.electorate).get(victim.id), accepted
+        if journal is None or is_quorum(place.electorate, [victim.id]):
+            return False
+        other = content_digest(value.id)
+        unsigned = Vote(place.id, ballot, other, victim.id, journal, b"")
+        vote = replace(unsigned, signature=victim.identity.sign("vote", unsigned.payload()))
+        self.world.watch.note(victim, f"equivocates in ballot {ballot} under", place.id)
+        self._note(Fault.EQUIVOCATE)
+        for peer in self.world.reachable(victim):
+            self.world.network.send(victim, peer, Voted(vote))
+        return True

@@ -45,6 +45,7 @@ class Peer:
         self.leaving_since: float | None = None
         self.left = self.gone = False
         self.die_in_save: Callable[[Peer], None] | None = None  # a torn journal, armed
+        self.after_save: Callable[[Peer, effects.Save], bool] | None = None  # until it says that it has done its deed
         self.round: Round
         self.workshop: Workshop
         self._due_at = 0.0
@@ -271,6 +272,8 @@ class Peer:
             die(self)
             return
         self._journal(effect)
+        if self.after_save is not None and self.after_save(self, effect):
+            self.after_save = None
 
     def _journal(self, effect: effects.Save) -> None:
         self.world.watch.saved(self, effect)

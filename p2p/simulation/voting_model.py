@@ -215,7 +215,7 @@ class Steps:
                 continue  # nobody listens to another leader
             if ballot == 0:
                 text, label = f"voter {voter} proposes in ballot 0", own_label(0, turn)
-                after = acceptor.accept(0, world.values[label])
+                after = acceptor.accept(0, world.values[label]) if label not in turn.values else None
                 if after is not None and Proposer(0).may_propose(world.electorate):
                     spoken = board.put(0, Turn(values=(*turn.values, label)))
                     yield text, self.voted(mind, after, 0, label), spoken
@@ -275,7 +275,7 @@ class Proposals:
         mind, label = minds[voter], own_label(ballot, turn) if bound is None else bound
         if bound is None:  # a leader votes for its own value, durably, before it proposes it
             memory = self.steps.memory(voter, mind)
-            after = None if memory is None else memory.accept(ballot, world.values[label])
+            after = None if memory is None or label in turn.values else memory.accept(ballot, world.values[label])
             if after is None:
                 return "", mind, board
             mind = self.steps.voted(mind, after, ballot, label)

@@ -54,7 +54,6 @@ class Watch:
         self.forks: set[Digest] = set()
         self.moved_at: dict[PeerId, float] = {}  # when a peer last moved on
         self.best_round = 0
-        self.hostile: set[tuple[PeerId, Digest, int]] = set()  # who was made to equivocate, under what, in which ballot
         self.held: dict[PeerId, set[Digest]] = {}
         self._said: dict[tuple[PeerId, bytes, Digest], Said] = {}
         self._proposed: dict[tuple[PeerId, Digest, int], Digest] = {}
@@ -207,9 +206,6 @@ class Watch:
         """A vote leaves: what it vouches for must be on its voter's disk, and nothing it said before may forbid it."""
         acceptor = peer.disk.promises.get(vote.parent)
         accepted = None if acceptor is None else acceptor.accepted
-        hostile = (peer.id, vote.parent, vote.ballot) in self.hostile
-        if hostile:
-            return
         if accepted is None or accepted[1].id != vote.certificate or accepted[0] < vote.ballot:
             self.accuse("durable vote", f"a vote of ballot {vote.ballot} leaves before its record is on the disk", peer)
         else:

@@ -114,7 +114,8 @@ class Run:
         """A FORK of the one voter, entered."""
         parent, nonce = self.chain.tip.id, bytes(16)
         journal = self.chain.tip.journal_of(ME.peer_id) or b""
-        fork = Fork(parent, nonce, Rank.VOTERS, (LastPromise.sign(ME, parent, nonce, Rank.VOTERS, journal, None),), None)
+        promise = LastPromise.sign(ME, parent, nonce, Rank.VOTERS, journal, None)
+        fork = Fork(parent, nonce, Rank.VOTERS, (promise,), None)
         self.log(fork)
         return fork
 

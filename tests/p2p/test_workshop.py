@@ -5,6 +5,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
+from atoll.p2p import outer_state
 from atoll.p2p.blobs import BlobStore
 from atoll.p2p.outer_state import load_state
 from atoll.p2p.residuals import FileResiduals, MemoryResiduals
@@ -50,7 +51,8 @@ def play(shop, vector):
         chunks.append(shop.step(BASE, part, result))
     ordered = [chunk[section] for section in range(len(chunks[0])) for chunk in chunks]
     listed = (Contribution(ME.peer_id, root, 30),)
-    certificate = Certificate(Value(BASE, 1, 30, listed, tuple(parts), b"", (), (), state_digest(1, 30, ordered)), 0, ())
+    state = state_digest(1, 30, ordered)
+    certificate = Certificate(Value(BASE, 1, 30, listed, tuple(parts), b"", (), (), state), 0, ())
     shop.commit(certificate)
     return certificate
 
@@ -67,7 +69,7 @@ def test_plain_averaging_of_one_peer_is_its_own_inner_step(tmp_path):
 @pytest.mark.parametrize("codec", ["fp32", "top8"])
 def test_memory_beyond_the_vectors_does_not_grow_with_them(tmp_path, codec):
     peaks = []
-    for numel in (1 << 20, 1 << 23):
+    for numel in (1 << 19, 1 << 22) if codec == "top8" else (1 << 20, 1 << 23):
         folder = tmp_path / str(numel)
         folder.mkdir()
         residuals = FileResiduals(folder / "residuals", Layout(numel, 65_536))
@@ -135,8 +137,6 @@ def test_an_empty_round_moves_the_counters_alone_and_hashes_nothing_twice(run, g
     peer = run()
     peer.commit(peer.certify(gradient(1)))
     params, first = peer.workshop.state.params.copy(), peer.digest
-    from atoll.p2p import outer_state
-
     monkeypatch.setattr(outer_state, "array_digest", lambda values: pytest.fail("a chunk was hashed again"))
     certificate = peer.certify()
     peer.workshop.commit(certificate)
@@ -192,9 +192,13 @@ def test_with_feedback_the_state_keeps_up_with_the_gradients_that_were_made(run,
     assert np.abs(made - moved - left).max() < 1e-5
 
 
+class KilledError(Exception):
+    pass
+
+
 @pytest.fixture
 def story(run, gradient):
-    """Five rounds with feedback, some of our parts missed, another contributor in one; killed after `kill` steps."""
+    """Three rounds with feedback, some of our parts missed, another contributor in one; killed at step `kill`."""
 
     def tell(name, kill):
         peer, steps = run(name, **FEEDBACK), [0]
@@ -202,38 +206,41 @@ def story(run, gradient):
         def step():
             steps[0] += 1
             if steps[0] == kill:
-                peer.start()
+                raise KilledError
 
-        def interrupted(method):
-            def call(*args):
-                step()
-                method(*args)
-                step()
+        def stepping(rests):
+            for rest in rests:
+                step()  # between two parts, too
+                yield rest
 
-            return call
+        def contribute(number):
+            residuals = peer.workshop._residuals
+            write, keep = residuals.write, residuals.keep
+            residuals.write = lambda base, rests: (write(base, stepping(rests)), step())
+            residuals.keep = lambda entry: (keep(entry), step())
+            try:
+                if number == 2:
+                    return certify_with_another(peer, gradient(number), gradient(100))
+                return peer.certify(gradient(number), parts=[0, 2, 3] if number == 1 else None)
+            finally:
+                residuals.write, residuals.keep = write, keep
 
-        for number in range(5):
-            others = [gradient(100)] if number == 3 else []
-            parts = [0, 2, 3] if number == 1 else None
+        for number in range(3):
             certificate = None
-            while certificate is None:
-                residuals = peer.workshop._residuals
-                residuals.write, residuals.keep = interrupted(residuals.write), interrupted(residuals.keep)
-                shop = peer.workshop
-                contributed = peer.certify(gradient(number), *others, parts=parts) if not others else None
-                if contributed is None:
-                    contributed = certify_with_another(peer, gradient(number), others[0])
-                if shop is peer.workshop:
-                    certificate = contributed  # else it was killed before its root was journaled, and trains again
-            step()
-            peer.workshop.commit(certificate)
-            step()
-            if peer.workshop.state.parent != certificate.id:  # killed before the log had it: peers send it again
-                peer.workshop.commit(certificate)
-            peer.log(certificate)
-            step()
-            if number % 2:
-                peer.save()
+            while peer.chain.tip.round == number:
+                try:
+                    # Killed before its root was journaled, the peer trains again; later, the same certificate comes.
+                    certificate = certificate or contribute(number)
+                    step()
+                    peer.workshop.commit(certificate)
+                    step()
+                    peer.log(certificate)
+                    step()
+                    if number % 2:
+                        peer.save()
+                    step()
+                except KilledError:
+                    peer.start()
             peer.workshop.ledger.check()
         return peer, steps[0]
 
@@ -244,8 +251,8 @@ def certify_with_another(peer, ours, theirs):
     """Another peer's contribution does not pass our ledger: it is encoded by a workshop of its own."""
     shop = peer.workshop
     other = Workshop(peer.manifest, peer.blobs, shop.state, own=b"another", residuals=MemoryResiduals())
-    encode, turns = shop.encode, iter((shop.encode, other.encode))
-    shop.encode = lambda *args: next(turns)(*args)
+    encode, turns = shop.encode, iter((shop, other))
+    shop.encode = lambda *args: encode(*args) if next(turns) is shop else other.encode(*args)
     try:
         return peer.certify(ours, theirs)
     finally:
@@ -256,7 +263,7 @@ def test_killed_at_any_step_it_goes_on_as_if_nothing_had_happened(story):
     peer, steps = story("whole", kill=0)
     tip, digest = peer.chain.tip.id, peer.digest
     residuals = [peer.workshop._residuals.read(e, p) for p, e in enumerate(peer.workshop.ledger.residues(tip))]
-    assert steps == 35
+    assert steps == 3 * (5 + 2 + 4)
     for kill in range(1, steps + 1):
         again, _ = story(f"kill-{kill}", kill)
         again.start()
