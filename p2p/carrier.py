@@ -221,7 +221,7 @@ class Carrier:
         certificate = effect.certificate
         try:
             await self.disk(self.workshop.commit, certificate, pool=self._state_thread)
-        except MismatchError as error:
+        except (MismatchError, MissingBytesError) as error:
             self.failure = error
             return
         await self.disk(self._blobs.sync, result_blobs(certificate))

@@ -176,7 +176,7 @@ class RunStore:
 def read_log_file(path: Path) -> list[LogEntry]:
     """The entries of a log from anywhere. Raises MalformedError, with the place, for what is torn or damaged."""
     try:
-        return [entry for entry, _ in _scan(path)]
+        return [entry for entry, _ in scan_log(path)]
     except OSError as error:
         raise MalformedError(f"cannot read {path}: {error.strerror}; name the file `log` of a run's folder.") from error
 
@@ -246,20 +246,20 @@ def _spaced(states: list[tuple[int, Path]], retain_rounds: int) -> list[Path]:
     return [path for _, path in [*kept, *newest]]
 
 
-def _scan(path: Path) -> Iterator[tuple[LogEntry, int]]:
-    """Each entry and the offset behind it. Raises _DamagedError, MalformedError, OSError."""
+def scan_log(path: Path) -> Iterator[tuple[LogEntry, int]]:
+    """Each entry and the offset behind it. Raises DamagedError, MalformedError, OSError."""
     with path.open("rb") as file:
         offset, size = 0, os.fstat(file.fileno()).st_size
         while offset < size:
             head = file.read(_HEAD)
             length = int.from_bytes(head[:8], "little")
             if len(head) == _HEAD and length > ENTRY_LIMIT:
-                raise _DamagedError(path, offset, f"says that it has {length} bytes; {ENTRY_LIMIT} is the most")
+                raise DamagedError(path, offset, f"says that it has {length} bytes; {ENTRY_LIMIT} is the most")
             if len(head) < _HEAD or length > size - offset - _HEAD:
-                raise _DamagedError(path, offset, "is torn: the file ends within it")
+                raise DamagedError(path, offset, "is torn: the file ends within it", torn=True)
             body = file.read(length)
             if content_digest(body)[:8] != head[8:]:
-                raise _DamagedError(path, offset, "is damaged: it does not have the checksum before it")
+                raise DamagedError(path, offset, "is damaged: it does not have the checksum before it")
             try:
                 entry = LogEntry.from_tree(canonical.decode(body, limit=ENTRY_LIMIT))
             except MalformedError as error:
@@ -276,19 +276,20 @@ def _intact(path: Path) -> tuple[list[LogEntry], int]:
     entries: list[LogEntry] = []
     end = 0
     try:
-        for entry, offset in _scan(path):
+        for entry, offset in scan_log(path):
             entries.append(entry)
             end = offset
-    except _DamagedError as error:
+    except DamagedError as error:
         _log.warning("%s", error)
     return entries, end
 
 
-class _DamagedError(MalformedError):
-    """Bytes that nobody can have meant: a crash or the disk did it."""
+class DamagedError(MalformedError):
+    """Bytes that nobody can have meant: a crash or the disk did it. `torn`: the file ends within an entry."""
 
-    def __init__(self, path: Path, offset: int, fault: str) -> None:
+    def __init__(self, path: Path, offset: int, fault: str, *, torn: bool = False) -> None:
         super().__init__(f"{path}: the entry at byte {offset} {fault}. What stands before it is intact.")
+        self.torn = torn
 
 
 def _frame(entry: LogEntry) -> bytes:

@@ -289,7 +289,7 @@ class Propose:
 
 @dataclass(frozen=True)
 class Voted:
-    """The message VOTE: a vote, with the signature that goes into the certificate."""
+    """The message VOTE: a vote, with the signature that goes into the certificate; whoever has it may pass it on."""
 
     kind: ClassVar[int] = 8
     vote: Vote
@@ -357,8 +357,6 @@ def unseal(data: bytes, run_id: Digest, sender: PeerId) -> Message:
     if shape not in _UNSIGNED:
         verify(sender, "message", _payload(run_id, kind, body), signature)
     message: Message = shape.from_tree(canonical.decode(body, limit=MESSAGE_LIMIT))
-    if isinstance(message, Voted) and message.vote.peer != sender:
-        raise MalformedError("VOTE in another peer's name")
     if isinstance(message, Promise) and message.last is not None and message.last.peer != sender:
         raise MalformedError("PROMISE in another peer's name")
     if isinstance(message, Ready) and message.record is not None and message.record.peer != sender:

@@ -53,9 +53,24 @@ class Tip:
     def is_fork(self) -> bool:
         return self.id != self.base
 
+    @functools.cached_property
+    def _journals(self) -> dict[PeerId, bytes]:
+        return {entry.peer: entry.journal for entry in self.electorate}
+
+    @functools.cached_property
+    def _leaders(self) -> tuple[PeerId, ...]:
+        return electorates.leaders(self.id, self.electorate)
+
     def journal_of(self, peer: PeerId) -> bytes | None:
         """The journal under which `peer` votes here; None if it does not."""
-        return next((entry.journal for entry in self.electorate if entry.peer == peer), None)
+        return self._journals.get(peer)
+
+    def leader(self, ballot: int) -> PeerId:
+        return electorates.leads(self._leaders, ballot)
+
+    def next_turn(self, peer: PeerId, at_least: int) -> int | None:
+        """The first ballot from `at_least` on that `peer` leads; None if it does not vote."""
+        return electorates.turn(self._leaders, peer, at_least)
 
 
 def parent_of(link: Link) -> Digest:

@@ -92,7 +92,7 @@ class Core:
     @property
     def leader(self) -> PeerId:
         """Who leads the highest ballot heard of under the current parent (ballot 0 before any)."""
-        return electorates.leader(self.tip.id, self.tip.electorate, max(self.decree.ballot, 0))
+        return self.tip.leader(max(self.decree.ballot, 0))
 
     @property
     def voting_journal(self) -> bytes | None:
@@ -267,7 +267,7 @@ class Core:
     def heard_ballot(self, ballot: int, now: float) -> None:
         decree = self.decree
         if ballot > decree.ballot:
-            previous = electorates.leader(decree.tip.id, decree.tip.electorate, max(decree.ballot, 0))
+            previous = decree.tip.leader(max(decree.ballot, 0))
             if decree.ballot >= 0:
                 decree.failed += 1
                 if previous == self.me or self.pace.present(previous, now):

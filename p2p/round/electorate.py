@@ -3,7 +3,6 @@
 Pure functions of the chain and of what a value says; every voter recomputes them before it votes.
 """
 
-import functools
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -36,23 +35,26 @@ def peers(electorate: Electorate) -> tuple[PeerId, ...]:
     return tuple(entry.peer for entry in electorate)
 
 
-@functools.lru_cache(maxsize=256)
 def leaders(parent: Digest, electorate: Electorate) -> tuple[PeerId, ...]:
     """The order in which voters lead: a permutation seeded by the parent; entry b modulo its length leads ballot b."""
     return tuple(sorted(peers(electorate), key=lambda peer: blake3(parent + peer).digest()))
 
 
-def leader(parent: Digest, electorate: Electorate, ballot: int) -> PeerId:
-    order = leaders(parent, electorate)
+def leads(order: tuple[PeerId, ...], ballot: int) -> PeerId:
     return order[ballot % len(order)]
 
 
-def next_turn(parent: Digest, electorate: Electorate, peer: PeerId, at_least: int) -> int | None:
+def turn(order: tuple[PeerId, ...], peer: PeerId, at_least: int) -> int | None:
     """The first ballot from `at_least` on that `peer` leads; None if it does not vote."""
-    order = leaders(parent, electorate)
-    if peer not in order:
-        return None
-    return at_least + (order.index(peer) - at_least) % len(order)
+    return at_least + (order.index(peer) - at_least) % len(order) if peer in order else None
+
+
+def leader(parent: Digest, electorate: Electorate, ballot: int) -> PeerId:
+    return leads(leaders(parent, electorate), ballot)
+
+
+def next_turn(parent: Digest, electorate: Electorate, peer: PeerId, at_least: int) -> int | None:
+    return turn(leaders(parent, electorate), peer, at_least)
 
 
 # Who votes next.

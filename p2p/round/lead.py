@@ -5,7 +5,6 @@ Functions of `Core` and the time; each may be called at any moment and does only
 """
 
 from atoll.p2p.round import certify
-from atoll.p2p.round import electorate as electorates
 from atoll.p2p.round.core import Core
 from atoll.p2p.round.effects import Note
 from atoll.p2p.round.exchange import assign, run_lengths
@@ -74,7 +73,7 @@ def _target_reached(core: Core, now: float) -> bool:
 
 def _a_voter_leaves(core: Core, now: float) -> bool:
     return (core.leaving and core.votes) or any(
-        core.pace.leaving(p) and core.pace.present(p, now) for p in core.tip.voters if p != core.me
+        p in core.tip.voters and core.pace.present(p, now) for p in core.pace.leavers
     )
 
 
@@ -86,8 +85,8 @@ def turn_at(core: Core, now: float) -> float | None:
     turn = next_ballot(core)
     if closing is None or turn is None:
         return None
-    before = {electorates.leader(tip.id, tip.electorate, b) for b in range(max(decree.ballot, 0), turn)}
-    living = sum(1 for peer in before - {core.me} if core.pace.awaited(peer, now))
+    before = {tip.leader(b) for b in range(max(decree.ballot, 0), turn)} - {core.me}
+    living = sum(1 for peer in before if core.pace.awaited(peer, now))
     base = max(closing, decree.progress_at)
     if decree.proposer is not None and decree.proposer.ballot == decree.ballot:
         living += 1  # this peer's own ballot comes to nothing
@@ -101,7 +100,7 @@ def next_ballot(core: Core) -> int | None:
     """The next ballot that this peer leads, above all that it has heard of, promised or accepted."""
     decree, tip = core.decree, core.tip
     at_least = max(decree.ballot, decree.acceptor.promised if decree.used else -1) + 1
-    return electorates.next_turn(tip.id, tip.electorate, core.me, at_least)
+    return tip.next_turn(core.me, at_least)
 
 
 def take_turn(core: Core, now: float) -> None:

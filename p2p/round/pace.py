@@ -28,6 +28,7 @@ class Pace:
         self.settings = settings
         self.started_at = now
         self.peers: dict[PeerId, Presence] = {}
+        self.leavers: set[PeerId] = set()
         self.next_heartbeat = self.woke_at = self._seen_at = self._next_end = now
 
     def notice(self, now: float) -> None:
@@ -46,6 +47,7 @@ class Pace:
         self._next_end = min(self._next_end, presence.gone_at)
         if ready is not None:
             presence.ready = ready
+            (self.leavers.add if ready.leaving else self.leavers.discard)(peer)
         return news
 
     def disconnected(self, peer: PeerId, now: float) -> None:
@@ -61,8 +63,7 @@ class Pace:
 
     def leaving(self, peer: PeerId) -> bool:
         """Whether the peer has said goodbye; it may stay to vote for the value that removes it."""
-        presence = self.peers.get(peer)
-        return presence is not None and presence.ready is not None and presence.ready.leaving
+        return peer in self.leavers
 
     def ready(self, peer: PeerId, now: float) -> Ready | None:
         """The last READY of a peer that is present."""

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from atoll.p2p.round import certify, follow, lastballot, lead
-from atoll.p2p.round import electorate as electorates
 from atoll.p2p.round.chain import Chain, Link, check_value
 from atoll.p2p.round.core import Core
 from atoll.p2p.round.effects import Discard, Effect, KeepParts, Note, Prune, Send
@@ -379,7 +378,7 @@ class Round(Core):
     def _on_start(self, peer: PeerId, start: Start, now: float) -> None:
         decree, tip = self.decree, self.tip
         current = decree.exchange.start
-        if start.parent != tip.id or peer != electorates.leader(tip.id, tip.electorate, start.ballot):
+        if start.parent != tip.id or peer != tip.leader(start.ballot):
             return
         if start.ballot < decree.acceptor.promised:
             return
@@ -398,7 +397,7 @@ class Round(Core):
         if prepare.nonce is not None:
             self._on_last(peer, prepare, now)
             return
-        if journal is None or peer != electorates.leader(tip.id, tip.electorate, prepare.ballot):
+        if journal is None or peer != tip.leader(prepare.ballot):
             return
         acceptor = decree.acceptor.promise(prepare.ballot)
         if acceptor is None or (acceptor.accepted is not None and acceptor.accepted[0] >= prepare.ballot):
@@ -431,7 +430,7 @@ class Round(Core):
 
     def _on_propose(self, peer: PeerId, propose: Propose, now: float) -> None:
         decree, tip = self.decree, self.tip
-        if propose.parent != tip.id or peer != electorates.leader(tip.id, tip.electorate, propose.ballot):
+        if propose.parent != tip.id or peer != tip.leader(propose.ballot):
             return
         if decree.pending is not None and propose.ballot <= decree.pending.ballot:
             if decree.vote is not None and propose.ballot == decree.vote.ballot:

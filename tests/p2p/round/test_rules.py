@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from atoll.p2p.round import electorate as electorates
 from atoll.p2p.round.chain import Chain, check_value
-from atoll.p2p.round.exchange import Exchange, Shape, assign, run_lengths, sending_order
+from atoll.p2p.round.exchange import Exchange, Head, Shape, assign, run_lengths, sending_order
 from atoll.p2p.round.pace import Pace
 from atoll.p2p.round.sync import Wants
 from atoll.p2p.round.synod import Acceptor, Proposer, Tally
@@ -28,20 +28,24 @@ from atoll.protocol.identity import Identity
 from atoll.protocol.layout import Layout
 from atoll.protocol.manifest import ExchangeSettings
 from atoll.protocol.messages import Blob, BlobKind, Start
+from atoll.protocol.standing import Record, Standing
 
 KEYS = sorted((Identity(bytes([i + 1]) * 32) for i in range(5)), key=lambda key: key.peer_id)
 PEERS = [key.peer_id for key in KEYS]
 ELECTORATE = electorates.genesis(tuple(PEERS))
-RUN, STATE = bytes([7]) * 32, bytes([8]) * 32
+RUN, STATE, JOURNAL = bytes([7]) * 32, bytes([8]) * 32, bytes([6]) * 16
 LAYOUT = Layout(2500, 1024)
 SIZES = (1024, 1024, 452)
+
+
+RECORD = Record.sign(KEYS[0], RUN, Standing.LEAVE, bytes(16))
 
 
 def value(tokens=(1000, 500), included=({0, 1}, {0, 1}, {0}), **changes):
     contributions = tuple(Contribution(PEERS[i], bytes([i]) * 32, n) for i, n in enumerate(tokens))
     parts = tuple(PartResult(bitmap(who, len(tokens)), bytes([20 + i]) * 32) for i, who in enumerate(included))
     whole = round_tokens(contributions, parts, SIZES)
-    made = Value(RUN, 1, whole, contributions, parts, ELECTORATE, STATE)
+    made = Value(RUN, 1, whole, contributions, parts, b"", (), ELECTORATE, STATE)
     return dataclasses.replace(made, **changes)
 
 
@@ -50,7 +54,12 @@ def votes(of, ballot=0, who=(0, 1, 2)):
 
 
 def chain():
-    return Chain(RUN, ELECTORATE, STATE, LAYOUT)
+    return Chain(RUN, ELECTORATE, STATE, LAYOUT, owner=PEERS[0], settings=ExchangeSettings(part_elements=1024))
+
+
+def checked(what):
+    made = chain()
+    check_value(what, made.tip, SIZES, made.policy)
 
 
 def test_a_quorum_is_more_than_half_or_half_with_the_most_senior():
@@ -110,7 +119,7 @@ def test_votes_of_different_ballots_never_make_a_certificate():
     tally.add(votes(what, 1, (4,))[0], ELECTORATE)
     certificate = tally.certificate({what.id: what}, ELECTORATE)
     assert certificate is not None
-    chain().check(certificate)
+    chain().add(certificate)
 
 
 def test_certificate_id_is_the_same_under_any_subset_of_votes_and_any_ballot():
@@ -133,7 +142,7 @@ def test_certificate_id_is_the_same_under_any_subset_of_votes_and_any_ballot():
 )
 def test_a_value_that_does_not_follow_from_its_parent_is_refused(changes):
     with pytest.raises(MalformedError):
-        check_value(dataclasses.replace(value(), **changes), chain().tip, SIZES)
+        checked(dataclasses.replace(value(), **changes))
 
 
 @pytest.mark.parametrize(
@@ -151,7 +160,7 @@ def test_a_certificate_without_a_quorum_of_valid_votes_is_refused(bad):
     what = value()
     whole = Certificate(what, 0, bad(what))
     with pytest.raises(SignatureError):
-        chain().check(Certificate.decode(whole.encode()))
+        chain().add(Certificate.decode(whole.encode()))
 
 
 def test_round_tokens_count_what_is_listed_and_round_down():
@@ -164,12 +173,19 @@ def test_round_tokens_count_what_is_listed_and_round_down():
     [
         lambda t: [*t[:3], t[3][::-1], *t[4:]],
         lambda t: [*t[:3], [t[3][0], t[3][0]], *t[4:]],
-        lambda t: [*t[:3], [[t[3][0][0], t[3][0][1], 0], t[3][1]], *t[4:]],
+        lambda t: [*t[:3], [[t[3][0][0], t[3][0][1], 0, t[3][0][3]], t[3][1]], *t[4:]],
         lambda t: [*t[:4], [[b"\xff", t[4][0][1]], *t[4][1:]], *t[5:]],
         lambda t: [*t[:4], [[b"", t[4][0][1]], *t[4][1:]], *t[5:]],
-        lambda t: [*t[:5], [], t[6]],
+        lambda t: [*t[:5], bytes(5), *t[6:]],
+        lambda t: [*t[:6], [[*RECORD.tree()], [*RECORD.tree()]], *t[7:]],
+        lambda t: [*t[:6], [[*RECORD.tree()[:1], 0, *RECORD.tree()[2:]]], *t[7:]],
+        lambda t: [*t[:7], [], t[8]],
+        lambda t: [*t[:7], [t[7][0], t[7][0]], t[8]],
+        lambda t: [*t[:7], [[t[7][0][0], b"short"]], t[8]],
+        lambda t: t[:8],
     ],
-    ids=["unordered", "twice", "zero tokens", "spare bits", "short bitmap", "no electorate"],
+    ids=["unordered", "twice", "zero tokens", "spare bits", "short bitmap", "attendance of too many", "two records",
+         "a record of no kind", "no electorate", "a voter twice", "a short journal", "a field less"],
 )
 def test_a_malformed_value_does_not_parse(tree):
     def tuples(item):
@@ -222,9 +238,11 @@ def test_bytes_of_the_wrong_size_or_beyond_one_vector_are_not_received():
 
 def test_only_leaves_of_the_announced_root_are_averaged():
     table = exchange()
-    table.fix(bytes([9]) * 32, 100, (bytes([1]) * 32, bytes([2]) * 32, bytes([3]) * 32))
-    assert table.announce(PEERS[1], bytes([1]) * 32, 50)
-    assert not table.announce(PEERS[1], bytes([2]) * 32, 50), "a second announcement does not replace the first"
+    table.fix(Head(bytes([9]) * 32, 100, JOURNAL), (bytes([1]) * 32, bytes([2]) * 32, bytes([3]) * 32))
+    assert table.announce(PEERS[1], Head(bytes([1]) * 32, 50, JOURNAL))
+    assert not table.announce(PEERS[1], Head(bytes([2]) * 32, 50, JOURNAL)), "a second does not replace the first"
+    assert table.announce(PEERS[1], Head(bytes([2]) * 32, 50, bytes(16))), "one of another journal is no offence"
+    assert table.heads[PEERS[1]].root == bytes([1]) * 32
     table.begin(Start(RUN, 0, 0, tuple(PEERS[:2]), ((0, 3),), 1000), 0.0)
     leaves = Blob(BlobKind.LEAVES, bytes([1]) * 32, table.shape.leaves_bytes, RUN, PEERS[1])
     with pytest.raises(MalformedError):
@@ -252,7 +270,7 @@ def test_a_peer_that_is_silent_is_gone_and_one_never_heard_is_awaited_for_a_whil
 
 def test_a_want_goes_from_holder_to_holder_and_never_to_two_at_once():
     wants, there = Wants(5.0), lambda _: True
-    wants.need(BlobKind.RESULT, RUN, PEERS[:3])
+    wants.need(BlobKind.RESULT, RUN, PEERS[:3], STATE, 4)
     assert [send.to for send in wants.requests(0.0, there)] == [PEERS[0]]
     assert wants.requests(1.0, there) == []
     wants.missing(RUN, PEERS[0])
@@ -260,5 +278,7 @@ def test_a_want_goes_from_holder_to_holder_and_never_to_two_at_once():
     wants.progress(RUN, PEERS[1], 6.0)
     assert wants.requests(8.0, there) == [], "bytes that keep coming are waited for"
     assert [send.to for send in wants.requests(12.0, there)] == [PEERS[2]]
-    assert wants.arrived(RUN)
-    assert not wants.arrived(RUN)
+    want = wants.arrived(RUN)
+    assert want is not None
+    assert (want.base, want.part) == (STATE, 4)
+    assert wants.arrived(RUN) is None
