@@ -19,6 +19,7 @@ class ExitCode(IntEnum):
     DATA = 7
     NETWORK = 8
     NO_QUORUM = 9
+    NOT_VALID = 10
     INTERNAL = 70
     INTERRUPTED = 130
 
@@ -34,6 +35,7 @@ MEANINGS = {
     ExitCode.DATA: "the training data cannot be used: missing, empty, unreadable or too small",
     ExitCode.NETWORK: "the network cannot be used: port taken, no bootstrap peer reachable",
     ExitCode.NO_QUORUM: "what was asked for would leave no quorum",
+    ExitCode.NOT_VALID: "`atoll inspect verify` found something in a training log or on a disk that does not hold",
     ExitCode.INTERNAL: "a defect of this program; the log has the details",
     ExitCode.INTERRUPTED: "interrupted by Ctrl-C",
 }

@@ -6,11 +6,11 @@ no chain and no run's folder. Used by `workshop`, which serves a round, and `reb
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from atoll.p2p.blobs import BlobStore
 from atoll.protocol.certificate import Certificate
 from atoll.protocol.codecs.registry import codec
 from atoll.protocol.digest import ZERO_DIGEST, Digest, array_digest, content_digest, state_digest
@@ -52,10 +52,17 @@ class OuterState:
         self.parent, self.round, self.tokens = other.parent, other.round, other.tokens
 
 
-class Stepper:
-    """Takes outer steps with results from the blob store."""
+class Results(Protocol):
+    """Where a stepper finds the bytes of results: `BlobStore`, or a reader that leaves the disk as it is."""
 
-    def __init__(self, manifest: Manifest, blobs: BlobStore) -> None:
+    def size(self, digest: Digest) -> int | None: ...
+    def read(self, digest: Digest) -> bytes: ...  # raises KeyError for bytes that are gone
+
+
+class Stepper:
+    """Takes outer steps with stored results."""
+
+    def __init__(self, manifest: Manifest, blobs: Results) -> None:
         self.layout, self._blobs, self._outer = manifest.layout, blobs, manifest.draft.outer
         self._gather = codec(manifest.draft.exchange.gather_codec)
 

@@ -22,6 +22,7 @@ COMMANDS = {
     "status": "what the daemon is doing",
     "peers": "the other peers of the run",
     "rounds": "the certified rounds of the run",
+    "inspect": "check a run's training log again, without a daemon",
     "id": "print this node's PeerID",
     "paths": "where the files of a home lie",
     "logs": "show the logs of the daemon and its children",

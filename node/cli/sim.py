@@ -1,4 +1,4 @@
-"""`atoll sim`: the round protocol on a simulated network, with faults. What is simulated is in `atoll.p2p.simulation`."""
+"""`atoll sim`: the round protocol on a simulated network, with faults. What that is: `atoll.p2p.simulation`."""
 
 import argparse
 from typing import TYPE_CHECKING, Any
@@ -30,8 +30,8 @@ def add(subparsers: Subparsers) -> None:
     parser.add_argument("--seeds", **number, default=200, help="how many seeds (default: 200)")
     parser.add_argument("--seed", **number, default=1, help="the first seed (default: 1)")
     parser.add_argument("--faults", default="all", metavar="LIST",
-                        help="faults, comma-separated: crash, restart, gone, disk-loss, partition, loss, reorder, slow, "
-                             "skew, corrupt, join, leave, torn-journal, equivocate; or none, or all (default: all)")
+                        help="faults, comma-separated: crash, restart, gone, disk-loss, partition, loss, reorder, "
+                             "slow, skew, corrupt, join, leave, torn-journal, equivocate; or none, or all (default)")
     parser.add_argument("--jobs", **number, default=0, help="processes at a time (default: one for each core)")
     json_flag(parser)
     parser.set_defaults(run=run)

@@ -277,7 +277,7 @@ class Core:
                 decree.stalled_at = now
             if decree.proposer is not None and decree.proposer.ballot < ballot:
                 decree.proposer = None
-        decree.progress_at = now
+            decree.progress_at = now  # not for what is only said again: the next ballot would never come
 
     def step(self, part: int, result: Digest) -> None:
         decree = self.decree

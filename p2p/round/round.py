@@ -390,6 +390,7 @@ class Round(Core):
             self.out.append(Note("bad_start", f"{peer_name(peer)}: {error}", peer))
             return
         self.heard_ballot(start.ballot, now)
+        decree.progress_at = now
         self.freeze()
 
     def _on_prepare(self, peer: PeerId, prepare: Prepare, now: float) -> None:
@@ -424,8 +425,9 @@ class Round(Core):
             return
         if decree.proposer is None or decree.proposer.ballot != promise.ballot:
             return
-        if any(entry.peer == peer and entry.journal == promise.journal for entry in tip.countable):
-            decree.proposer.promises.setdefault(peer, promise.accepted)
+        named = any(entry.peer == peer and entry.journal == promise.journal for entry in tip.countable)
+        if named and peer not in decree.proposer.promises:
+            decree.proposer.promises[peer] = promise.accepted
             decree.progress_at = now
 
     def _on_propose(self, peer: PeerId, propose: Propose, now: float) -> None:
@@ -442,6 +444,7 @@ class Round(Core):
             self.out.append(Note("bad_proposal", f"{peer_name(peer)}: {error}", peer))
             return
         self.heard_ballot(propose.ballot, now)
+        decree.progress_at = now
         decree.pending = propose
         decree.values[propose.value.id] = propose.value
 

@@ -99,19 +99,14 @@ class Injector:
 
     def may_lose(self, victims: list["Peer"]) -> bool:
         """Whether the run can go on if these and their disks never come back."""
-        victim_ids = {peer.id for peer in victims}
+        victim_ids, best_round = {peer.id for peer in victims}, self.world.watch.best_round
         left = [p for p in self.world.peers if p.id not in victim_ids and not p.gone and p.started]
         if len(left) < 2 and len(self.world.peers) > 1:
             return False
-        genesis = self.world.oracle.genesis
-        voters = {peer for peer, _ in genesis.electorate}
-        stay = {p.id for p in self.world.peers if p.id not in victim_ids and not p.gone}
-        if self.world.watch.best_round == 0 or not voters & stay:
-            enough = is_quorum(genesis.electorate, stay)
-        else:
-            enough = True
-        certified = any(isinstance(link, Certificate) for p in left for link in p.disk.log)
-        return (enough if self.world.watch.best_round == 0 else certified) or (enough and not victim_ids & voters)
+        if best_round == 0:
+            stay = {p.id for p in self.world.peers if p.id not in victim_ids and not p.gone}
+            return is_quorum(self.world.oracle.genesis.electorate, stay)
+        return any(isinstance(link, Certificate) for p in left for link in p.disk.log)
 
     def _has_named_journal(self, peer: "Peer") -> bool:
         """Whether a certificate that is held names this disk's own journal for it (DESIGN rule 2)."""

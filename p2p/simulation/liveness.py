@@ -96,10 +96,11 @@ class Liveness:
         elif world.network.loss > 0.02 or world.network.reorder > 0.1:
             bound = self.fork_bound_s(len(tip.electorate))
         moved_at = max(world.injector.disturbed_at, *(world.watch.moved_at.get(peer.id, 0.0) for peer in group))
-        if world.clock.now - moved_at > bound:
+        idle = world.clock.now - moved_at
+        if idle > bound:
             who = ",".join(peer.name for peer in group)
             phases = ",".join(sorted({str(peer.round.phase) for peer in group}))
             world.watch.accuse(
                 "progress",
-                f"{who} are connected and have done nothing for {world.clock.now - moved_at:.0f} s (bound {bound:.0f} s) "
-                f"at round {tip.round}; {len(voters)} of {len(tip.electorate)} voters are among them; phases {phases}")
+                f"{who} are connected and have done nothing for {idle:.0f} s (bound {bound:.0f} s) at round "
+                f"{tip.round}; {len(voters)} of {len(tip.electorate)} voters are among them; phases {phases}")

@@ -129,19 +129,29 @@ class Network:
                 receiver.blob_arrived(sender.id, message, payload)
             return
         if corrupt or (self._sample and self.dice.randrange(self._sample) == 0):
-            data = seal(message, self.run_id, sender.identity)
-            if corrupt:
-                self._count("corrupt")
-                data = self._flipped(data)
-            try:
-                message = unseal(data, self.run_id, sender.id)
-            except AtollError:
-                if not corrupt:
-                    raise
-                return  # as the service does: noted and dropped
-            if corrupt and not isinstance(message, (Blob, Get)):
-                receiver.world.watch.accuse("envelope", f"a corrupt {type(message).__name__} was accepted", receiver)
+            read = self._through_bytes(sender, receiver, message, corrupt=bool(corrupt))
+            if read is None:
+                return
+            message = read
         receiver.arrived(sender.id, message)
+
+    def _through_bytes(self, sender: "Peer", receiver: "Peer", message: Message, *, corrupt: bool) -> Message | None:
+        """The message after the real envelope; None if the receiver drops it."""
+        data, kind, watch = seal(message, self.run_id, sender.identity), type(message).__name__, receiver.world.watch
+        if corrupt:
+            self._count("corrupt")
+            data = self._flipped(data)
+        try:
+            read = unseal(data, self.run_id, sender.id)
+        except AtollError as error:
+            if not corrupt:
+                watch.accuse("envelope", f"refuses an honest {kind}: {error}", receiver)
+            return None
+        if corrupt and not isinstance(read, (Blob, Get)):  # those are content-addressed: nobody has to believe them
+            watch.accuse("envelope", f"believes a corrupt {kind}", receiver)
+        if not corrupt and read != message:
+            watch.accuse("envelope", f"reads another {kind} than was sent", receiver)
+        return read
 
     def _flipped(self, data: bytes) -> bytes:
         if not data:

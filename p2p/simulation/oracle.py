@@ -252,7 +252,8 @@ class Oracle:
             if record.kind is Standing.JOIN and all(peer != entry[0] for entry in entries):
                 grown = (*entries, (peer, record.journal))
                 earned = 0 < self.exchange.admit_after <= place.streaks.get(peer, 0)
-                if (earned or self._invited(record)) and len(grown) <= MAX_ELECTORATE and is_quorum(grown, contributing):
+                small = len(grown) <= MAX_ELECTORATE
+                if small and (earned or self._invited(record)) and is_quorum(grown, contributing):
                     entries = list(grown)
         place.electorate = tuple(entries)
         place.missed = {peer: rounds for peer, rounds in missed.items() if any(peer == e[0] for e in entries)}

@@ -1,4 +1,4 @@
-"""One simulated peer: drives the real `Round` and `Workshop` as the service does, on a virtual clock and a disk in memory.
+"""One simulated peer: drives the real `Round` and `Workshop` as the service does, in virtual time, on a disk in memory.
 
 What the service does with threads and files happens here at once or a moment later, in the same order. Decides nothing
 of the protocol. `world` makes peers, `network` brings them messages, `faults` kill and start them.
@@ -57,7 +57,7 @@ class Peer:
 
     @property
     def now(self) -> float:
-        """This peer's own monotonic clock."""
+        """What its own monotonic clock says."""
         return self.plan.clock_offset + self.plan.clock_rate * self.world.clock.now
 
     def start(self) -> None:
@@ -313,7 +313,7 @@ class Peer:
         log[at:] = [link]
 
     def _adopt(self, target: Digest) -> None:
-        """Rebuild the state at another lineage's certificate, from the newest state saved on the way or from genesis."""
+        """Rebuild the state at another lineage's certificate, from the newest state saved on the way, or genesis."""
         lineage = self.round.chain.lineage(target)
         workshop = self.new_workshop()
         saved = max((i for i, link in enumerate(lineage, 1) if link.id in self.disk.states), default=0)

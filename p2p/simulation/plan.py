@@ -28,7 +28,7 @@ from atoll.protocol.manifest import (
 )
 
 NUMEL, PART_ELEMENTS = 112, 32  # four parts, the last one shorter
-INNER_STEPS = 10
+INNER_STEPS = 8
 STEP_S = 1.0
 FEW_PEERS = 32
 MAX_SIMULATED = MAX_CONTRIBUTORS
@@ -112,7 +112,6 @@ class Scenario:
     manifest: Manifest
     genesis: np.ndarray  # (NUMEL,) float32
     peers: tuple[PeerPlan, ...]
-    memoise: bool  # share arithmetic between peers; one seed in eight computes everything everywhere
     sample: int  # one honest message in so many goes over the wire as bytes
 
     @property
@@ -147,7 +146,7 @@ def draw(plan: Plan, seed: int) -> Scenario:
     manifest = Manifest.sign(draft, _genesis(genesis, draft), identities[0])
     peers = tuple(_peer(plan, dice, identity, index, voters) for index, identity in enumerate(identities))
     few = plan.peers <= FEW_PEERS
-    return Scenario(plan, seed, manifest, genesis, peers, memoise=seed % 8 != 0, sample=64 if few else 4096)
+    return Scenario(plan, seed, manifest, genesis, peers, sample=64 if few else 4096)
 
 
 def _key(seed: int, index: int) -> bytes:
@@ -171,8 +170,8 @@ def _exchange(plan: Plan, dice: random.Random) -> ExchangeSettings:
         ExchangeSettings(),
         contribution_codec=contribution, gather_codec=dice.choice(("fp32", "fp16", "int8")),
         part_elements=PART_ELEMENTS, weights=dice.choice(("tokens", "tokens", "equal")), token_unit=7,
-        grace_s=6.0, min_round_s=8.0, ballot_timeout_s=4.0, heartbeat_s=2.5 * crowd, gone_after_s=6.5 * crowd,
-        round_s=dice.choice((0.0, 11.0)), admit_after=dice.choice((1, 2, 3)),
+        grace_s=6.0, min_round_s=6.0, ballot_timeout_s=4.0, heartbeat_s=3.0 * crowd, gone_after_s=7.0 * crowd,
+        round_s=dice.choice((0.0, 9.0)), admit_after=dice.choice((1, 2, 3)),
     )
 
 

@@ -1,4 +1,4 @@
-"""Many seeds, in as many processes as there are cores, and what they came to together. Order of seeds, not of ending."""
+"""Many seeds, in as many processes as there are cores, and what they came to together, in the order of the seeds."""
 
 import multiprocessing
 import os

@@ -1,4 +1,4 @@
-"""The last events of a simulation in words, for whoever reads a violation. Kept as objects, put into words on demand."""
+"""The last events of a simulation, for whoever reads a violation: kept as objects, put into words on demand."""
 
 from collections import deque
 from typing import Any
@@ -57,8 +57,8 @@ class Timeline:
                 return f"value {item.id.hex()[:8]} (round {item.round} on {item.parent.hex()[:8]}, of {who})"
             case Certificate():
                 votes = ",".join(self.name(v.peer) for v in item.votes)
-                return f"certificate {item.id.hex()[:8]} (round {item.value.round} on " \
-                       f"{item.value.parent.hex()[:8]}, ballot {item.ballot}, votes {votes})"
+                where = f"round {item.value.round} on {item.value.parent.hex()[:8]}"
+                return f"certificate {item.id.hex()[:8]} ({where}, ballot {item.ballot}, votes {votes})"
             case Fork():
                 signers = ",".join(map(self.name, item.signers))
                 return f"FORK {item.id.hex()[:8]} (on {item.parent.hex()[:8]}, rank {int(item.rank)}, of {signers})"

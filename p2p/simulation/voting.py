@@ -96,7 +96,7 @@ class Properties:
             named = [(voter, world.journals[voter], vote) for voter, votes in enumerate(said) for vote in votes]
             for voter, journal, (ballot, label) in [*named, *((i, world.new_journals[i], vote) for i, vote in more)]:
                 name = world.values[label].id
-                tally.add(Vote(world.parent, ballot, name, world.peers[voter], journal, b""), world.electorate)
+                tally.add(Vote(world.parent, ballot, name, world.peers[voter], journal, b""), world.tip.countable)
             self._certified[said, more] = {
                 label for label, value in world.values.items() if tally.certificate({value.id: value}, world.electorate)
             }
@@ -140,7 +140,7 @@ class Properties:
             )
             for voter, journal, said in signed
         )
-        found = synod.evidence(promises, world.electorate)
+        found = synod.evidence(promises, world.tip.countable)
         bound = None if found is None else (found[0], world.labels[found[1]])
         fork = Fork(world.parent, nonce, Rank.VOTERS, promises, None if bound is None else world.values[bound[1]])
         named = frozenset(voter for voter, journal, _ in signed if journal == world.journals[voter])
@@ -167,6 +167,11 @@ class Search:
         self._seen_by_properties: Numbers[Any] = Numbers()
         self._views: dict[int, int] = {}
         self._rules: dict[int, str] = {}
+
+    @property
+    def minds(self) -> Sequence[Mind]:
+        """What a voter can come to remember and to have said, as far as the search has gone."""
+        return self._minds.all
 
     def run(self) -> Result:
         began = time.perf_counter()

@@ -1,9 +1,9 @@
 """The voting core as a model small enough to be searched in full: a few voters, a few ballots, one parent.
 
-The rules are the shipped ones: every step calls `synod` and `electorate`, so a fault planted there is a fault here. Of
-`round`'s rules those that voting rests upon are repeated, one function each. Messages only ever accumulate: one that
-arrives late or never is one that nobody has acted upon yet, and one that arrives twice is acted upon twice. It knows no
-bytes, clocks or signatures, and not what should hold: that is `voting`, its only user.
+The rules are the shipped ones: every step calls `synod`, `electorate` and `Tip`, so a fault planted there is a fault
+here. Of `round`'s rules those that voting rests upon are repeated, one function each. Messages only ever accumulate:
+one that arrives late or never is one that nobody has acted upon yet, and one that arrives twice is acted upon twice. It
+knows no bytes, clocks or signatures, and not what should hold: that is `voting`, its only user.
 
 Where the number of states is cut, and why nothing is lost by it:
 - A leader takes its promises at the moment it proposes: any subset of those sent. Promises that nobody can read any
@@ -17,9 +17,9 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from atoll.p2p.round import electorate as electorates
 from atoll.p2p.round import synod
-from atoll.p2p.round.electorate import Electorate
+from atoll.p2p.round.chain import Tip
+from atoll.p2p.round.electorate import Electorate, Standings
 from atoll.p2p.round.synod import Acceptor, Proposer
 from atoll.protocol.certificate import Value, Voter
 from atoll.protocol.digest import Digest
@@ -79,6 +79,7 @@ class Turn(NamedTuple):
 
     prepared: bool = False  # PREPARE was sent
     open: bool = False  # its leader has a proposer that may propose
+    made: bool = False  # and has proposed already: only where rules are broken
     values: tuple[Label, ...] = ()  # PROPOSEd
 
 
@@ -108,8 +109,10 @@ class World:
         self.new_journals = [bytes([i + 101]) * JOURNAL_BYTES for i in self.voters]
         self.electorate: Electorate = tuple(map(Voter, self.peers, self.journals))
         parents = (number.to_bytes(32, "big") for number in itertools.count(1))
-        self.parent = next(p for p in parents if electorates.leaders(p, self.electorate)[first] == self.peers[0])
-        self.leaders = [self.peers.index(electorates.leader(self.parent, self.electorate, b)) for b in self.ballots]
+        tips = (Tip(parent, parent, 1, 1, bytes(32), Standings(self.electorate)) for parent in parents)
+        self.tip = next(tip for tip in tips if tip.leader(first) == self.peers[0])
+        self.parent = self.tip.id
+        self.leaders = [self.peers.index(self.tip.leader(ballot)) for ballot in self.ballots]
         self.values: dict[Label, Value] = {}
         self.labels: dict[Digest, Label] = {}
         for label in itertools.product(self.ballots, range(2)):
@@ -208,7 +211,7 @@ class Steps:
         if acceptor is None:
             return
         least = range(first_turn(acceptor), len(world.ballots))
-        turns = {electorates.next_turn(world.parent, world.electorate, world.peers[voter], at) for at in least}
+        turns = {world.tip.next_turn(world.peers[voter], at_least) for at_least in least}
         for ballot in sorted(turn for turn in turns if turn is not None and turn in world.ballots):
             turn = board.turns[ballot]
             if world.leaders[ballot] != voter or turn.open:
@@ -222,7 +225,7 @@ class Steps:
                 continue
             after = acceptor.promise(ballot)
             if after is not None:
-                opened = turn._replace(prepared=True, open=True)
+                opened = turn._replace(prepared=True, open=True, made=False)
                 promised = mind if mind.lost else self._promised(mind, after, ballot, opened)
                 yield f"voter {voter} opens ballot {ballot}", promised, self._close(voter, board).put(ballot, opened)
 
@@ -230,7 +233,7 @@ class Steps:
         """The proposer is gone: it was volatile, or a higher ballot took its place."""
         for ballot, turn in enumerate(board.turns):
             if turn.open and self.world.leaders[ballot] == voter:
-                board = board.put(ballot, turn._replace(open=False))
+                board = board.put(ballot, turn._replace(open=False, made=False))
         return board
 
 
@@ -247,7 +250,7 @@ class Proposals:
     def of(self, ballot: int, minds: Sequence[Mind], board: Board) -> list[Step]:
         world, turn = self.world, board.turns[ballot]
         heard = [self._heard(ballot, voter, mind, board) for voter, mind in enumerate(minds)]
-        made = world.values[turn.values[-1]] if turn.values else None
+        made = world.values[turn.values[-1]] if turn.made else None
         bounds: set[Label | None] = set()
         for picked in itertools.product(*([(), *((said,) for said in sorted(h, key=repr))] for h in heard)):
             promises = {
@@ -283,5 +286,5 @@ class Proposals:
             return "", mind, board
         everyone = dict.fromkeys(world.peers)
         again = Proposer(ballot, everyone, world.values[label]).may_propose(world.electorate)
-        spoken = board.put(ballot, turn._replace(open=again, values=(*turn.values, label)))
+        spoken = board.put(ballot, turn._replace(open=again, made=again, values=(*turn.values, label)))
         return f"voter {voter} proposes {label} in ballot {ballot}", mind, spoken

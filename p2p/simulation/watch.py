@@ -45,6 +45,7 @@ class Said:
     promised: int = -1  # in a message that left
     left: bool = False
     accepted: dict[int, Digest] = field(default_factory=dict)  # by ballot, as its disk had it
+    cast: set[int] = field(default_factory=set)  # ballots whose vote has left
 
 
 class Watch:
@@ -56,6 +57,7 @@ class Watch:
         self.best_round = 0
         self.held: dict[PeerId, set[Digest]] = {}
         self._said: dict[tuple[PeerId, bytes, Digest], Said] = {}
+        self._vouched: set[Vote] = set()
         self._proposed: dict[tuple[PeerId, Digest, int], Digest] = {}
         self._tally: dict[tuple[Digest, int, Digest], set[PeerId]] = {}
         self._chosen: dict[Digest, Digest] = {}
@@ -161,7 +163,7 @@ class Watch:
             self._check_state(peer)
 
     def _check_state(self, peer: "Peer") -> None:
-        """Same tip, same bytes: the state held is what the oracle arrives at, for the certificate it is stamped with."""
+        """Same tip, same bytes: the state held is what the oracle arrives at for the certificate on its stamp."""
         state, tip = peer.workshop.state, peer.round.chain.tip
         place = self.oracle.places.get(state.parent)
         if place is None:
@@ -204,6 +206,13 @@ class Watch:
 
     def votes(self, peer: "Peer", vote: Vote) -> None:
         """A vote leaves: what it vouches for must be on its voter's disk, and nothing it said before may forbid it."""
+        said = self._said.setdefault((peer.id, vote.journal, vote.parent), Said())
+        if vote.ballot in said.cast:
+            return
+        said.cast.add(vote.ballot)
+        if vote in self._vouched:
+            return  # said before; since then the journal may have forgotten what is buried
+        self._vouched.add(vote)
         acceptor = peer.disk.promises.get(vote.parent)
         accepted = None if acceptor is None else acceptor.accepted
         if accepted is None or accepted[1].id != vote.certificate or accepted[0] < vote.ballot:
@@ -212,7 +221,6 @@ class Watch:
             for part in accepted[1].parts:
                 if part.digest != ZERO_DIGEST and not peer.disk.blobs.is_durable(part.digest):
                     self.accuse("durable bytes", "a vote leaves before the bytes it vouches for are on the disk", peer)
-        said = self._said.setdefault((peer.id, vote.journal, vote.parent), Said())
         if said.accepted.get(vote.ballot) != vote.certificate:
             self.accuse("durable vote", f"votes in ballot {vote.ballot} for what it never journaled there", peer)
         self._count(peer, vote, None if accepted is None else accepted[1])
@@ -252,9 +260,8 @@ class Watch:
     def _decided(self, parent: Digest, value: Digest, peer: "Peer") -> None:
         before = self._chosen.setdefault(parent, value)
         if before != value:
-            self.accuse(
-                "agreement", f"two values are decided under {parent.hex()[:8]}: {before.hex()[:8]} and {value.hex()[:8]}",
-                peer)
+            both = f"{before.hex()[:8]} and {value.hex()[:8]}"
+            self.accuse("agreement", f"two values are decided under {parent.hex()[:8]}: {both}", peer)
 
     def _certified(self, place: Place, certificate: Certificate, peer: "Peer") -> None:
         """Another set of signatures may come under a certificate known already: it must hold, too."""

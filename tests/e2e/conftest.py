@@ -1,5 +1,8 @@
 """Real daemons on loopback: commands run as a user runs them, on a small corpus, and nothing may be left behind."""
 
+import collections
+import contextlib
+import itertools
 import json
 import os
 import signal
@@ -12,9 +15,24 @@ import psutil
 import pytest
 import tomlkit
 
+from atoll.node import config
+from atoll.node.client import Client
+from atoll.node.demo.processes import LOOPBACK, free_ports, kill_trees, process_tree
+from atoll.node.lock import read_holder
 from atoll.node.paths import Home
+from atoll.protocol.errors import AtollError
+from atoll.protocol.identity import Identity, peer_name
 
 COMMAND = (sys.executable, "-P", "-m", "atoll.node")
+SMALL_MODEL = {
+    "hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 4, "max_position_embeddings": 32, "tie_word_embeddings": True,
+}
+SHORT_ROUNDS = {
+    "grace_s": 3.0, "min_round_s": 1.0, "ballot_timeout_s": 1.5, "heartbeat_s": 0.4, "gone_after_s": 3.0,
+    "fork_after_s": 4.0, "admit_after": 1,
+}
+CHAINED = ("round", "parent", "certificate", "state_digest", "contributors", "electorate", "empty", "tokens", "fork")
 LITTER = ((Path("/dev/shm"), "*"), (Path("/tmp"), "hivemind-*"))
 
 
@@ -44,11 +62,11 @@ class Atoll:
         assert done.returncode == 0, done.stderr[-3000:]
         return json.loads(done.stdout)
 
-    def start(self, *arguments):
+    def start(self, *arguments, prefix=()):
         """Start a command that goes on; what it prints goes to `output.txt` in the test's folder."""
         with (self.folder / "output.txt").open("ab") as output:
             process = subprocess.Popen(
-                [*COMMAND, *map(str, arguments)],
+                [*prefix, *COMMAND, *map(str, arguments)],
                 stdout=output,
                 stderr=output,
                 stdin=subprocess.DEVNULL,
@@ -121,6 +139,198 @@ class Atoll:
                 continue
         for started in self._started:
             started.wait(10)
+
+
+class Peer:
+    """One ordinary daemon of a `Swarm`."""
+
+    def __init__(self, index, home, port, host, prefix):
+        self.index, self.home, self.port, self.host, self.prefix = index, home, port, host, prefix
+        self.name = peer_name(Identity.load_or_create(home.identity).peer_id)
+        self.status = {}  # the last that was seen
+        self.tree = []  # the daemon's processes, as of the last look
+
+    @property
+    def pid(self):
+        return read_holder(self.home)
+
+    @property
+    def address(self):
+        return f"/ip4/{self.host}/tcp/{self.port}/p2p/{self.name}"
+
+    def look(self):
+        """Ask for its status now; an empty one where nobody answers."""
+        try:
+            self.status = Client(self.home, timeout_s=2.0).status()
+        except AtollError:
+            self.status = {}
+        return self.status
+
+    def rounds(self):
+        return Client(self.home).rounds()
+
+    @property
+    def round(self):
+        return self.status.get("round", -1)
+
+    def __repr__(self):
+        words = {key: self.status.get(key) for key in ("state", "round", "forks", "ballot", "live_peers", "reason")}
+        return f"peer {self.index} {words}"
+
+
+class Swarm:
+    """Daemons of one endless run with short rounds, to be killed and started again. Peer 1 is the most senior voter
+    and the bootstrap of all others. What is seen of any of them is held against the first invariant throughout.
+    """
+
+    def __init__(self, atoll, corpus, places, exchange):
+        """`places`: host and command prefix of each peer; host None means loopback."""
+        self._atoll, self.peers = atoll, []
+        self.digests = collections.defaultdict(set)  # state digests seen, by certificate
+        for index, ((host, prefix), port) in enumerate(zip(places, free_ports(len(places)), strict=True), start=1):
+            home = Home(atoll.folder / f"peer-{index}")
+            home.prepare()
+            where = {"loopback": True} if host is None else {"hosts": (host,), "nat": False}
+            config.remember(home, {"port": port, "threads": 1, "data": (str(corpus),), **where})
+            self.peers.append(Peer(index, home, port, host or LOOPBACK, prefix))
+        self.manifest = atoll.sign(
+            self.peers[0].home.root,
+            run={"electorate": [p.name for p in self.peers], "bootstrap": [self.peers[0].address], "rounds": 0},
+            model={"config": SMALL_MODEL},
+            data={"source": "local", "sequence_length": 16, "evaluation_tokens": 16},
+            inner={"steps": 2, "batch_sequences": 1, "warmup_steps": 0, "schedule": "constant"},
+            exchange=SHORT_ROUNDS | exchange,
+        )
+        self.numel = self.manifest.with_suffix(".genesis").stat().st_size // 4
+
+    def start(self, *peers):
+        for peer in peers:
+            self._atoll.start("up", "--run", self.manifest, "--home", peer.home.root, prefix=peer.prefix)
+
+    def start_all(self):
+        self.start(self.peers[0])
+        self._atoll.wait("the first peer listens", lambda: self.look(self.peers[0])[0].get("addresses"), 60)
+        self.start(*self.peers[1:])
+        self.wait("all vote and train", lambda: self.whole() and min(p.round for p in self.peers) >= 1)
+
+    def look(self, *peers):
+        """Ask these peers, or all of them; one state per certificate is all that may ever be seen."""
+        seen = [peer.look() for peer in peers or self.peers]
+        for status in seen:
+            if status.get("state_digest"):
+                self.digests[status["parent"], status["round"]].add(status["state_digest"])
+        assert all(len(digests) == 1 for digests in self.digests.values()), self.digests
+        return seen
+
+    def wait(self, what, condition, timeout=90.0, pause_s=0.1):
+        """Look at everybody again and again until the condition holds; the seconds that took."""
+        started = time.monotonic()
+        while not (self.look() and condition()):
+            assert time.monotonic() < started + timeout, f"not within {timeout:.0f} s: {what}\n{self.peers}"
+            time.sleep(pause_s)
+        return time.monotonic() - started
+
+    def whole(self):
+        """Everybody is a voter, as everybody sees it."""
+        return all(len(peer.status.get("electorate", ())) == len(self.peers) for peer in self.peers)
+
+    def catch(self, what, condition, peers, timeout=120.0):
+        """Wait for the moment at which `condition(peer)` holds for one of `peers`, looking often, and return that
+        peer; its processes are known then, so that a kill comes at once.
+        """
+        deadline = time.monotonic() + timeout
+        for peer in peers:
+            peer.tree = process_tree(peer.pid)
+        for peer in itertools.cycle(peers):
+            if self.look(peer)[0] and condition(peer):
+                return peer
+            assert time.monotonic() < deadline, f"never within {timeout:.0f} s: {what}\n{self.peers}"
+            time.sleep(0.002)
+        return None
+
+    def kill(self, *peers):
+        """SIGKILL these daemons with all that they have started, all at once."""
+        doomed = [process for peer in peers for process in peer.tree]
+        for process in doomed:
+            kill_quietly(process)
+        doomed += kill_trees([pid for peer in peers if (pid := peer.pid)])
+        marks = {os.fsencode(peer.home.root) for peer in peers}
+
+        def left():
+            return [p for p in self._atoll.processes() if any(mark in command_line(p) for mark in marks)]
+
+        while doomed := left():
+            for process in doomed:
+                kill_quietly(process)
+        for peer in peers:
+            peer.status, peer.tree = {}, []
+
+    def go_on(self, what, survivors, rounds=2, timeout=45.0):
+        """These peers reach `rounds` more certificates; the seconds until the first and until the last of them has."""
+        begin = max(peer.round for peer in survivors)
+        started, first = time.monotonic(), None
+        while min(peer.round for peer in survivors) < begin + rounds:
+            self.look(*survivors)
+            if first is None and max(peer.round for peer in survivors) > begin:
+                first = time.monotonic() - started
+            assert time.monotonic() < started + timeout, f"{what}: not on within {timeout:.0f} s\n{self.peers}"
+            time.sleep(0.05)
+        return first, time.monotonic() - started
+
+    def agree(self, *peers):
+        """Wait until these peers, or all, are at the same round, then their `rounds` must be the same; the rows."""
+        peers = peers or self.peers
+        self.wait("one tip", lambda: min(p.round for p in peers) >= max(p.round for p in peers) - 1 >= 0)
+        told = [peer.rounds() for peer in peers]
+        common = min(map(len, told))
+        for number, row in enumerate(told[0][:common], start=1):
+            same = {key: row[key] for key in CHAINED}
+            assert row["round"] == number
+            assert all({key: other[number - 1][key] for key in CHAINED} == same for other in told)
+            assert self.digests[row["certificate"], number] <= {row["state_digest"]}
+        assert common >= max(map(len, told)) - 2
+        return told[0][:common]
+
+    def close(self):
+        """SIGTERM to all, kill what does not end by itself, and remove the sockets of the killed."""
+        pids = [pid for peer in self.peers if (pid := peer.pid)]
+        trees = [process for pid in pids for process in process_tree(pid)]
+        for pid in pids:
+            os.kill(pid, signal.SIGTERM)
+        psutil.wait_procs(trees, 12)
+        kill_trees(pids)
+        for peer in self.peers:
+            peer.home.close_runtime()
+
+
+def kill_quietly(process):
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process.kill()
+
+
+def command_line(process):
+    try:
+        return os.fsencode(" ".join(process.cmdline()))
+    except psutil.Error:
+        return b""
+
+
+@pytest.fixture
+def swarm_of(atoll, corpus):
+    """`(count) -> Swarm` on loopback, or `([(host, prefix), …]) -> Swarm` elsewhere; ended after the test."""
+    made = []
+
+    def make(places, **exchange):
+        places = [(None, ())] * places if isinstance(places, int) else places
+        made.append(Swarm(atoll, corpus, places, exchange))
+        made[-1].start_all()
+        return made[-1]
+
+    try:
+        yield make
+    finally:
+        for swarm in made:
+            swarm.close()
 
 
 @pytest.fixture

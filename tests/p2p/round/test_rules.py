@@ -11,7 +11,7 @@ from atoll.p2p.round.chain import Chain, check_value
 from atoll.p2p.round.exchange import Exchange, Head, Shape, assign, run_lengths, sending_order
 from atoll.p2p.round.pace import Pace
 from atoll.p2p.round.sync import Wants
-from atoll.p2p.round.synod import Acceptor, Proposer, Tally
+from atoll.p2p.round.synod import Acceptor, Proposer, Tally, evidence
 from atoll.protocol.certificate import (
     FIRST_JOURNAL,
     Certificate,
@@ -24,6 +24,7 @@ from atoll.protocol.certificate import (
     round_tokens,
 )
 from atoll.protocol.errors import MalformedError, SignatureError
+from atoll.protocol.fork import LastPromise, Rank
 from atoll.protocol.identity import Identity
 from atoll.protocol.layout import Layout
 from atoll.protocol.manifest import ExchangeSettings
@@ -80,12 +81,20 @@ def test_any_two_quorums_meet(size):
 
 
 def test_every_voter_leads_in_turn_and_parents_differ_in_the_order():
-    led = [electorates.leader(RUN, ELECTORATE, ballot) for ballot in range(5)]
+    tip = chain().genesis
+    led = [tip.leader(ballot) for ballot in range(5)]
     assert sorted(led) == PEERS
-    assert electorates.leader(RUN, ELECTORATE, 7) == led[2]
-    assert electorates.next_turn(RUN, ELECTORATE, led[2], 3) == 7
-    assert electorates.next_turn(RUN, ELECTORATE, b"stranger", 0) is None
+    assert tip.leader(7) == led[2]
+    assert tip.next_turn(led[2], 3) == 7
+    assert tip.next_turn(b"stranger", 0) is None
     assert len({electorates.leaders(bytes([i]) * 32, ELECTORATE) for i in range(20)}) > 1
+
+
+def test_bytes_for_the_round_under_way_are_asked_for_before_others():
+    wants, late, urgent = Wants(5.0), bytes([3]) * 32, bytes([4]) * 32
+    wants.need(BlobKind.RESULT, late, PEERS[:1], RUN, 0)
+    wants.need(BlobKind.RESULT, urgent, PEERS[:1], STATE, 0)
+    assert [send.message.digest for send in wants.requests(0.0, lambda _: True, STATE)] == [urgent, late]
 
 
 def test_a_voter_keeps_its_promise_and_votes_once_in_a_ballot():
@@ -99,6 +108,35 @@ def test_a_voter_keeps_its_promise_and_votes_once_in_a_ballot():
     assert voted.accept(3, one) == voted
     assert voted.accept(4, other) is not None
     assert voted.promise(2) is None
+
+
+def test_a_voter_that_has_left_never_votes_under_this_parent_again_and_may_leave_again():
+    left = Acceptor(2, (2, value())).leave()
+    assert left.accept(3, value()) is None
+    assert left.promise(3) is None
+    assert left.leave() == left
+    assert left.accepted == (2, value()), "which is evidence"
+
+
+def test_evidence_is_the_highest_ballot_accepted_under_a_journal_that_counts():
+    one, other = value().id, value(tokens=(1000, 400)).id
+
+    def said(i, accepted, journal=FIRST_JOURNAL):
+        return LastPromise.sign(KEYS[i], RUN, bytes(16), Rank.VOTERS, journal, accepted)
+
+    assert evidence([said(0, None), said(1, None)], ELECTORATE) is None
+    assert evidence([said(0, (1, one)), said(1, (4, other)), said(2, None)], ELECTORATE) == (4, other)
+    assert evidence([said(0, (1, one)), said(1, (4, other), JOURNAL)], ELECTORATE) == (1, one)
+
+
+def test_two_votes_in_one_ballot_are_the_proof_of_equivocation():
+    tally, one, other = Tally(), value(), value(tokens=(1000, 400))
+    first = votes(one, 2, (0,))[0]
+    tally.add(first, ELECTORATE)
+    assert tally.contradiction(votes(other, 2, (0,))[0]) == first
+    assert tally.contradiction(votes(one, 2, (0,))[0]) is None
+    assert tally.contradiction(votes(other, 3, (0,))[0]) is None
+    assert tally.contradiction(votes(other, 2, (1,))[0]) is None
 
 
 def test_a_leader_is_bound_to_the_value_of_the_highest_ballot():
@@ -268,16 +306,32 @@ def test_a_peer_that_is_silent_is_gone_and_one_never_heard_is_awaited_for_a_whil
     assert not pace.present(PEERS[1], 6.6), "a broken stream shortens the wait"
 
 
+def test_after_a_long_gap_in_events_patience_begins_anew():
+    pace = Pace(ExchangeSettings(gone_after_s=2.0, heartbeat_s=0.5), 0.0)
+    for at in (1.0, 2.0, 3.0):
+        pace.notice(at)
+    assert pace.woke_at == 0.0
+    pace.notice(3600.0)
+    assert pace.woke_at == 3600.0
+
+
+def test_the_last_ballots_patience_is_at_least_a_round_and_all_its_ballots():
+    usual = ExchangeSettings(grace_s=8.0, ballot_timeout_s=4.0, round_s=30.0)
+    assert usual.fork_timeout_s(3) == 8 + 30 + 1.5 * 4 * 4
+    assert usual.fork_timeout_s(5) > usual.fork_timeout_s(3)
+    assert ExchangeSettings(fork_after_s=7.0).fork_timeout_s(5) == 7.0
+
+
 def test_a_want_goes_from_holder_to_holder_and_never_to_two_at_once():
     wants, there = Wants(5.0), lambda _: True
     wants.need(BlobKind.RESULT, RUN, PEERS[:3], STATE, 4)
-    assert [send.to for send in wants.requests(0.0, there)] == [PEERS[0]]
-    assert wants.requests(1.0, there) == []
+    assert [send.to for send in wants.requests(0.0, there, STATE)] == [PEERS[0]]
+    assert wants.requests(1.0, there, STATE) == []
     wants.missing(RUN, PEERS[0])
-    assert [send.to for send in wants.requests(2.0, there)] == [PEERS[1]]
+    assert [send.to for send in wants.requests(2.0, there, STATE)] == [PEERS[1]]
     wants.progress(RUN, PEERS[1], 6.0)
-    assert wants.requests(8.0, there) == [], "bytes that keep coming are waited for"
-    assert [send.to for send in wants.requests(12.0, there)] == [PEERS[2]]
+    assert wants.requests(8.0, there, STATE) == [], "bytes that keep coming are waited for"
+    assert [send.to for send in wants.requests(12.0, there, STATE)] == [PEERS[2]]
     want = wants.arrived(RUN)
     assert want is not None
     assert (want.base, want.part) == (STATE, 4)
