@@ -3,8 +3,6 @@
 A leading 1 bit keeps leading zero bytes. Knows no format; `invite` and `ticket` put version and checksum into theirs.
 """
 
-import hashlib
-
 ALPHABET = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
 
 

@@ -10,6 +10,7 @@ import ipaddress
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from atoll.node import base58
 from atoll.node.errors import InviteError
 from atoll.protocol.errors import MalformedError
 from atoll.protocol.identity import parse_peer, peer_name
@@ -20,7 +21,6 @@ _VERSION = 1
 _RUN_ID_BYTES = 32
 _CHECK_BYTES = 4
 _KEY_PREFIX = b"\x00\x24\x08\x01\x12\x20"
-_ALPHABET = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
 _MAX_TEXT = 4096
 _KINDS = (("ip4", "tcp"), ("ip4", "quic"), ("ip6", "tcp"), ("ip6", "quic"))
 _TEXT_KIND = 255
@@ -39,7 +39,7 @@ def format_invite(run_id: bytes, addresses: Sequence[str]) -> str:
     if not chosen:
         raise InviteError("nobody could be dialled with this invite: no address of a live peer is known yet.")
     body = bytes([_VERSION]) + run_id + bytes([len(chosen)]) + b"".join(_pack(address) for address in chosen)
-    return PREFIX + _base58(body + _checksum(body))
+    return PREFIX + base58.encode(body + _checksum(body))
 
 
 def parse_invite(text: str) -> Invite:
@@ -49,7 +49,11 @@ def parse_invite(text: str) -> Invite:
         raise InviteError(f"{_shown(text)} is neither a manifest file nor an invite ({PREFIX}…).")
     if len(word) > _MAX_TEXT:
         raise InviteError(f"an invite of {len(word)} letters is too long: paste it again, once.")
-    data = _from_base58(word.removeprefix(PREFIX))
+    try:
+        data = base58.decode(word.removeprefix(PREFIX))
+    except KeyError as error:
+        letter = error.args[0]
+        raise InviteError(f"the invite holds {letter!r}, which no invite does: paste it again, whole.") from error
     body, check = data[:-_CHECK_BYTES], data[-_CHECK_BYTES:]
     if len(body) < 2 + _RUN_ID_BYTES or _checksum(body) != check:
         raise InviteError("the invite is damaged, a letter is missing or wrong: paste it again, whole.")
@@ -111,25 +115,6 @@ def _unpack(data: bytes) -> tuple[str, bytes]:
 
 def _checksum(body: bytes) -> bytes:
     return hashlib.sha256(b"atoll invite" + body).digest()[:_CHECK_BYTES]
-
-
-def _base58(data: bytes) -> str:
-    number, text = int.from_bytes(b"\x01" + data, "big"), ""  # the leading 1 keeps leading zeros
-    while number:
-        number, digit = divmod(number, 58)
-        text = _ALPHABET[digit] + text
-    return text
-
-
-def _from_base58(text: str) -> bytes:
-    number = 0
-    for letter in text:
-        digit = _ALPHABET.find(letter)
-        if digit < 0:
-            raise InviteError(f"the invite holds {letter!r}, which no invite does: paste it again, whole.")
-        number = number * 58 + digit
-    data = number.to_bytes((number.bit_length() + 7) // 8, "big")
-    return data[1:] if data[:1] == b"\x01" else b""
 
 
 def _shown(text: str) -> str:

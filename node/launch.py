@@ -52,6 +52,7 @@ class Launch:
             "trains": self.trains,
             "upnp": config.upnp and not config.loopback,
             "nat": config.nat and not config.loopback,
+            "ticket": run.ticket if run is not None else b"",
             "socket": str(home.service_socket),
             "run_id": run.run_id if run is not None else None,
             "genesis": str(run.genesis) if run is not None and run.genesis is not None else None,

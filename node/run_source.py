@@ -14,7 +14,9 @@ from pathlib import Path
 from atoll.node.errors import HomeError, UsageError
 from atoll.node.invite import PREFIX, format_invite, parse_invite
 from atoll.node.paths import Home, make_folder, unusable, write_home_file
+from atoll.node.ticket import parse_ticket
 from atoll.protocol.errors import AtollError, ManifestError
+from atoll.protocol.identity import PeerId
 from atoll.protocol.manifest import MANIFEST_LIMIT, Manifest
 
 _INVITE_BYTES = 8192
@@ -28,6 +30,7 @@ class RunSource:
     manifest: Manifest | None      # None: it is fetched from peers
     addresses: tuple[str, ...]     # to dial first: from the invite and the manifest
     genesis: Path | None = None    # a file beside the manifest; None: from the home, or from peers
+    ticket: bytes = b""            # the owner's leave to vote at once, if there is one
 
     @property
     def name(self) -> str:
@@ -68,6 +71,14 @@ def take_run(home: Home, given: str) -> RunSource:
     return dataclasses.replace(source, genesis=genesis.absolute()) if genesis.is_file() else source
 
 
+def take_ticket(home: Home, source: RunSource, given: str, peer: PeerId) -> RunSource:
+    """Bring the ticket of `--ticket` into the run's folder. Raises UsageError if it is not for `peer` in this run."""
+    ticket = parse_ticket(given)
+    ticket.check(source.run_id, peer, source.manifest.owner if source.manifest is not None else None)
+    write_home_file(home.run_folder(source.run_id) / "ticket", ticket.word.encode())
+    return dataclasses.replace(source, ticket=ticket.signature)
+
+
 def resume_run(home: Home) -> RunSource | None:
     """The run that this home was on last, or None. Raises HomeError, ManifestError, SignatureError."""
     run_id = home.current_run_id()
@@ -101,7 +112,18 @@ def _in_home(home: Home, run_id: bytes) -> RunSource:
             f"the home {home.root} has no manifest of its run: give the run again with --run MANIFEST_OR_INVITE."
         )
     own = manifest.draft.run.bootstrap if manifest is not None else ()
-    return RunSource(run_id, manifest, tuple(dict.fromkeys((*invited, *own))))
+    addresses = tuple(dict.fromkeys((*invited, *own)))
+    return RunSource(run_id, manifest, addresses, ticket=_kept_ticket(folder / "ticket"))
+
+
+def _kept_ticket(path: Path) -> bytes:
+    """The signature of the ticket that was taken last; whether it holds is seen where the manifest is held."""
+    if not path.exists():
+        return b""
+    try:
+        return parse_ticket(_read_text(path)).signature
+    except UsageError as error:
+        raise HomeError(f"{path} is damaged: delete it, and give the ticket again with --ticket.") from error
 
 
 def _is_file(path: Path) -> bool:

@@ -51,6 +51,7 @@ class ProcessSettings:
             trains=tree["trains"],
             upnp=tree["upnp"],
             nat=tree["nat"],
+            ticket=tree["ticket"],
         )
         return cls(service, Path(tree["socket"]), tree["run_id"], Path(tree["genesis"]) if tree["genesis"] else None)
 

@@ -43,11 +43,12 @@ from atoll.p2p.run_store import LogEntry, RunStore
 from atoll.p2p.workshop import Workshop
 from atoll.protocol.certificate import Certificate, Contribution
 from atoll.protocol.digest import Digest
-from atoll.protocol.errors import AtollError, MismatchError, MissingBytesError, NonFiniteError
+from atoll.protocol.errors import AtollError, MismatchError, MissingBytesError, NonFiniteError, SignatureError
 from atoll.protocol.identity import Identity, PeerId
 from atoll.protocol.manifest import Manifest
 from atoll.protocol.messages import Blob, BlobKind, Message
 from atoll.protocol.outer_step import assert_denormals
+from atoll.protocol.standing import check_ticket
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -70,10 +71,10 @@ class Carrier:
 
     def __init__(
         self, owner: Owner, identity: Identity, manifest: Manifest, store: RunStore, blobs: BlobStore, *, trains: bool,
-        spawn: Callable[[Coroutine[Any, Any, None]], None],
+        spawn: Callable[[Coroutine[Any, Any, None]], None], ticket: bytes = b"",
     ) -> None:
         self._owner, self._identity, self._manifest, self._spawn = owner, identity, manifest, spawn
-        self._store, self._blobs, self._trains = store, blobs, trains
+        self._store, self._blobs, self._trains, self._ticket = store, blobs, trains, ticket
         self.round: Round
         self.workshop: Workshop
         self.journal: Journal
@@ -105,8 +106,21 @@ class Carrier:
             memory=self.journal.acceptors, stored=self._blobs.digests(), rounds=self._manifest.draft.run.rounds,
             trains=self._trains, now=now,
         )
+        self.round.ticket = self._good_ticket()
         self.do(self.round.tick(now))
         self._announce()
+
+    def _good_ticket(self) -> bytes:
+        """The ticket if the run's owner signed it for this peer; one that nobody would heed is not shown around."""
+        if self._ticket:
+            owner, run_id = self._manifest.owner, self._manifest.run_id
+            try:
+                check_ticket(owner, run_id, self._identity.peer_id, self._ticket)
+            except SignatureError:
+                self._note("bad_ticket", "the ticket that this home keeps is not signed by the run's owner for this "
+                           "peer and counts for nothing: ask for another one, and give it with --ticket")
+                return b""
+        return self._ticket
 
     def start(self) -> None:
         self._spawn(self._carry_out())

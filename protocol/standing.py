@@ -48,7 +48,7 @@ class Record:
         """Whether the run's owner signed for this peer. Raises SignatureError for a ticket that is not the owner's."""
         if not self.ticket:
             return False
-        _verify_ticket(owner, run_id + self.peer, self.ticket)
+        check_ticket(owner, run_id, self.peer, self.ticket)
         return True
 
     def tree(self) -> list[Any]:
@@ -66,6 +66,11 @@ class Record:
 def sign_ticket(owner: Identity, run_id: Digest, peer: PeerId) -> bytes:
     """The owner's leave for `peer` to vote in this run without having contributed before."""
     return owner.sign("ticket", run_id + peer)
+
+
+def check_ticket(owner: PeerId, run_id: Digest, peer: PeerId, ticket: bytes) -> None:
+    """Raises SignatureError unless `owner` signed this ticket for `peer`."""
+    _verify_ticket(owner, run_id + peer, ticket)
 
 
 def _payload(base: Digest, kind: Standing, journal: bytes) -> bytes:

@@ -27,7 +27,7 @@ COMMANDS = {
     "paths": "where the files of a home lie",
     "logs": "show the logs of the daemon and its children",
     "invite": "print the word with which others join the run",
-    "run": "make a run: `run new` writes a draft, `run sign` makes it final",
+    "run": "make a run: `run new` writes a draft, `run sign` makes it final, `run admit` lets a peer vote",
     "sim": "run the protocol on a simulated network, with faults, and check what it promises",
     "demo": "train a small model on several peers on this machine",
 }

@@ -1,4 +1,6 @@
-"""`atoll run new` writes the draft of a run, `atoll run sign` makes genesis and the signed manifest from it."""
+"""What a run's owner does: `atoll run new` writes a draft, `atoll run sign` makes genesis and the signed manifest from
+it, `atoll run admit` lets a peer vote at once.
+"""
 
 import argparse
 import shutil
@@ -9,14 +11,14 @@ from atoll.node import terminal
 from atoll.node.cli.parser import Parser, Subparsers, add_command, home_of
 from atoll.node.errors import UsageError
 from atoll.node.exit_codes import ExitCode
-from atoll.protocol.errors import ManifestError
+from atoll.protocol.errors import MalformedError, ManifestError
 from atoll.protocol.identity import Identity, peer_name
 
 _DRAFT_BYTES = 1 << 20
 
 
 def add(subparsers: Subparsers) -> None:
-    parser = add_command(subparsers, "run", "make a run: write its draft, edit it, sign it")
+    parser = add_command(subparsers, "run", "make a run: write its draft, edit it, sign it, admit voters")
     steps = parser.add_subparsers(title="steps", metavar="STEP", required=True, parser_class=Parser)
     new = add_command(steps, "new", "write a commented draft, owned by this home's key")
     new.add_argument("--out", metavar="FILE", default="run.toml", help="where (default: run.toml)")
@@ -27,6 +29,10 @@ def add(subparsers: Subparsers) -> None:
     sign.add_argument("draft", metavar="FILE", help="the draft that `atoll run new` wrote")
     sign.add_argument("--out", metavar="FILE", help="the manifest (default: the draft's name with .manifest)")
     sign.set_defaults(run=run_sign)
+    admit = add_command(steps, "admit", "print a ticket with which a peer votes at once, signed by this home's key")
+    admit.add_argument("peer", metavar="PEER_ID", help="whom to admit (`atoll id` prints it on their machine)")
+    admit.add_argument("--run", dest="manifest", metavar="MANIFEST", help="the run's manifest (default: the home's)")
+    admit.set_defaults(run=run_admit)
 
 
 def run_new(args: argparse.Namespace) -> int:
@@ -76,6 +82,25 @@ def run_sign(args: argparse.Namespace) -> int:
         raise
     terminal.say(f"run {manifest.run_id.hex()}")
     terminal.say(f"{genesis.numel:,} parameters; start with `atoll up --run {target}`, invite by `atoll invite`.")
+    return ExitCode.OK
+
+
+def run_admit(args: argparse.Namespace) -> int:
+    """Raises UsageError for a peer that is none, and for a key that is not the run's owner's."""
+    from atoll.node.run_source import read_manifest
+    from atoll.node.ticket import Ticket
+    from atoll.protocol.identity import parse_peer
+
+    home = home_of(args)
+    try:
+        peer = parse_peer(args.peer)
+    except MalformedError as error:
+        raise UsageError(f"{error} Ask the peer for what `atoll id` prints.") from error
+    run_id = home.current_run_id() if args.manifest is None else None
+    if args.manifest is None and run_id is None:
+        raise UsageError(f"the home {home.root} is on no run: name the run's manifest with --run FILE.")
+    manifest = read_manifest(Path(args.manifest) if run_id is None else home.run_folder(run_id) / "manifest")
+    terminal.say(Ticket.issue(Identity.load(home.identity), manifest, peer).word)
     return ExitCode.OK
 
 

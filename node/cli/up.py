@@ -32,6 +32,7 @@ def add(subparsers: Subparsers) -> None:
     home_flag(parser)
     parser.add_argument("--run", dest="source", metavar="MANIFEST_OR_INVITE", help="a manifest file, or an invite")
     switch: dict[str, Any] = {"action": argparse.BooleanOptionalAction, "default": None}
+    parser.add_argument("--ticket", metavar="WORD", help="the owner's leave to vote at once, from `atoll run admit`")
     parser.add_argument("--port", type=int, metavar="N", help="port of the p2p network (0: any, chosen once)")
     parser.add_argument("--data", nargs="+", metavar="PATH", help="text, JSONL or parquet files or folders to train on")
     parser.add_argument("--ranks", type=int, metavar="N", help="local training processes, one per GPU")
@@ -54,6 +55,8 @@ def run(args: argparse.Namespace) -> int:
         source = _source(home, args.source, config)
         _check_data(config, source)
         identity = Identity.load_or_create(home.identity)
+        if args.ticket is not None:
+            source = _with_ticket(home, source, args.ticket, identity)
         node_config.remember(home, flags)
         port = node_config.choose_port(home, config)
         if source is not None:
@@ -117,6 +120,15 @@ def _source(home: Home, given: str | None, config: "NodeConfig") -> "RunSource |
             "or serve as a bootstrap node with --no-trainer."
         )
     return source
+
+
+def _with_ticket(home: Home, source: "RunSource | None", word: str, identity: Identity) -> "RunSource":
+    """Raises UsageError for a ticket that does not let this home's peer vote in this run."""
+    from atoll.node.run_source import take_ticket
+
+    if source is None:
+        raise UsageError("a ticket is for a run, and this home is on none: give the run with --run MANIFEST_OR_INVITE.")
+    return take_ticket(home, source, word, identity.peer_id)
 
 
 def _check_data(config: "NodeConfig", source: "RunSource | None") -> None:

@@ -52,7 +52,7 @@ class Core:
         self.memory = dict(memory)
         self.results_held: dict[Digest, Digest | None] = dict.fromkeys(stored)  # on disk; with their base where known
         self.known: set[PeerId] = set()
-        self.banned: set[PeerId] = set()
+        self.banned: dict[PeerId, float] = {}  # who equivocated, and when it was heard of last
         self.records: dict[PeerId, Record] = {}  # what others want from the electorate, under the current base
         self.attendance: dict[PeerId, Vote] = {}  # votes for the tip, late ones too
         self.adopting: Digest | None = None
@@ -109,6 +109,11 @@ class Core:
     def voters_present(self, now: float) -> list[PeerId]:
         """Voters at the tip that are alive, this peer among them."""
         return [p for p in self.tip.voters if p == self.me or self.pace.present(p, now)]
+
+    def has_bytes(self, peer: PeerId, now: float) -> bool:
+        """Whether bytes can be asked of a peer: they are named by their digests, so of a banned one, too."""
+        heard = self.banned.get(peer)
+        return self.pace.present(peer, now) or (heard is not None and now < heard + self.settings.gone_after_s)
 
     def departed(self, now: float) -> bool:
         """Whether a peer that leaves may go: the others can do without it, or there is nobody to wait for."""

@@ -50,6 +50,11 @@ class Pace:
             (self.leavers.add if ready.leaving else self.leavers.discard)(peer)
         return news
 
+    def forget(self, peer: PeerId) -> None:
+        """Neither wait for a peer nor count on it."""
+        self.peers.pop(peer, None)
+        self.leavers.discard(peer)
+
     def disconnected(self, peer: PeerId, now: float) -> None:
         """A stream from `peer` closed: if it lives it will be back within moments."""
         presence = self.peers.get(peer)

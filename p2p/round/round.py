@@ -79,9 +79,9 @@ class Round(Core):
 
     def receive(self, now: float, peer: PeerId, message: Message) -> list[Effect]:
         """A message whose envelope holds, from `peer`."""
-        if peer in self.banned:
-            return []
         self.pace.notice(now)
+        if peer in self.banned:
+            return self._from_banned(now, peer, message)
         self._know(peer)
         if isinstance(message, Ready):
             if not self._on_ready(peer, message, now) and now < self.pace.next_heartbeat:
@@ -94,6 +94,23 @@ class Round(Core):
                 self._on_get(peer, message)
             else:
                 self._dispatch(peer, message, now)
+        return self._advance(now)
+
+    def _heard(self, peer: PeerId, now: float) -> None:
+        if peer in self.banned:
+            self.banned[peer] = now
+        else:
+            self.pace.heard(peer, now)
+
+    def _from_banned(self, now: float, peer: PeerId, message: Message) -> list[Effect]:
+        """What a peer that equivocated says is not believed; what proves itself, certificates and bytes, is."""
+        self.banned[peer] = now
+        if isinstance(message, Cert):
+            self._on_cert(peer, message.link)
+        elif isinstance(message, Get):
+            self._on_get(peer, message)
+        elif isinstance(message, Ready) and message.tip != self.tip.id:
+            self._elsewhere(peer, message, now)
         return self._advance(now)
 
     def _dispatch(self, peer: PeerId, message: Message, now: float) -> None:
@@ -128,7 +145,7 @@ class Round(Core):
         self, now: float, peer: PeerId, blob: Blob, leaves: tuple[Digest, ...] | None = None
     ) -> list[Effect]:
         """Bytes that match their digest are on this peer's disk."""
-        self.pace.heard(peer, now)
+        self._heard(peer, now)
         want = self.wants.arrived(blob.digest)
         if want is not None:
             self.results_held[blob.digest] = want.base
@@ -141,12 +158,12 @@ class Round(Core):
 
     def receiving(self, now: float, peer: PeerId, digest: Digest) -> None:
         """More bytes of a blob have come in: its sender lives."""
-        self.pace.heard(peer, now)
+        self._heard(peer, now)
         self.wants.progress(digest, peer, now)
 
     def missing(self, now: float, peer: PeerId, digest: Digest) -> list[Effect]:
         """`peer` does not have a blob that this peer asked it for."""
-        self.pace.heard(peer, now)
+        self._heard(peer, now)
         self.wants.missing(digest, peer)
         return self._advance(now)
 
@@ -253,8 +270,7 @@ class Round(Core):
         times += [
             at
             for at in (
-                lead.closing_at(self, now), lead.turn_at(self, now), self.decree.exchange.grace_ends,
-                lastballot.due_at(self, now),
+                lead.turn_at(self, now), self.decree.exchange.grace_ends, lastballot.due_at(self, now),
             )
             if at is not None
         ]
@@ -458,7 +474,8 @@ class Round(Core):
             self.out.append(Note("bad_vote", f"{peer_name(peer)}: {error}", peer))
             return
         if tally.contradiction(vote) is not None:
-            self.banned.add(vote.peer)
+            self.banned[vote.peer] = now
+            self.pace.forget(vote.peer)
             twice = f"{peer_name(vote.peer)} voted for two values in ballot {vote.ballot}"
             self.out.append(Note("equivocation", twice, vote.peer))
         elif tally.add(vote, self.tip.countable):
@@ -504,7 +521,7 @@ class Round(Core):
             lastballot.choose(self, now)
             if self.decree.certificate is None and self.adopting is None:
                 self._take_part(now)
-        self.out += self.wants.requests(now, lambda peer: self.pace.present(peer, now), first=self.tip.base)
+        self.out += self.wants.requests(now, lambda peer: self.has_bytes(peer, now), first=self.tip.base)
         if now >= self.pace.next_heartbeat:
             self.broadcast_ready(now)
         if now >= self._nudge_at:

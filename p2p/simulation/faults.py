@@ -100,11 +100,12 @@ class Injector:
     def may_lose(self, victims: list["Peer"]) -> bool:
         """Whether the run can go on if these and their disks never come back."""
         victim_ids, best_round = {peer.id for peer in victims}, self.world.watch.best_round
-        left = [p for p in self.world.peers if p.id not in victim_ids and not p.gone and p.started]
+        left = [
+            p for p in self.world.peers if p.id not in victim_ids and p.started and not (p.gone or p.left or p.hostile)]
         if len(left) < 2 and len(self.world.peers) > 1:
             return False
         if best_round == 0:
-            stay = {p.id for p in self.world.peers if p.id not in victim_ids and not p.gone}
+            stay = {p.id for p in self.world.peers if p.id not in victim_ids and not p.gone and not p.hostile}
             return is_quorum(self.world.oracle.genesis.electorate, stay)
         return any(isinstance(link, Certificate) for p in left for link in p.disk.log)
 
@@ -289,6 +290,7 @@ class Injector:
         unsigned = Vote(place.id, ballot, other, victim.id, journal, b"")
         vote = replace(unsigned, signature=victim.identity.sign("vote", unsigned.payload()))
         self.world.watch.note(victim, f"equivocates in ballot {ballot} under", place.id)
+        victim.hostile = True
         self._note(Fault.EQUIVOCATE)
         for peer in self.world.reachable(victim):
             self.world.network.send(victim, peer, Voted(vote))

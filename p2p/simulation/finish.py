@@ -15,7 +15,7 @@ REPLAYED = 5  # about so many peers replay their log; the others have the same o
 
 
 def check_end(world: "World") -> None:
-    alive = [peer for peer in world.peers if peer.alive]
+    alive = world.honest()
     _check_one_tip(world, alive)
     for peer in alive:
         _check_choice(world, peer)

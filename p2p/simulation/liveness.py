@@ -45,16 +45,16 @@ class Liveness:
 
     def end_bound_s(self) -> float:
         """From the moment when all is healed until the last round is done and one lineage has won."""
-        watch, plan = self.world.watch, self.world.scenario.plan
-        size = max((len(p.round.chain.tip.electorate) for p in self.world.peers if p.alive), default=1)
-        left = max(0, plan.rounds - watch.best_round)
+        honest, plan = self.world.honest(), self.world.scenario.plan
+        size = max((len(p.round.chain.tip.electorate) for p in honest), default=1)
+        left = plan.rounds - min((p.round.chain.tip.round for p in honest), default=0)
         return self.fork_bound_s(size) + (left + 4) * self.round_bound_s(min(size, 3))
 
     # Looking.
 
     def _look(self) -> None:
         world = self.world
-        alive = [peer for peer in world.peers if peer.alive]
+        alive = world.honest()
         if self._quiet_from is not None and self._all_done(alive):
             self.settled = True
             return

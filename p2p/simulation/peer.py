@@ -44,6 +44,7 @@ class Peer:
         self.died_at = self.uploads_until = 0.0
         self.leaving_since: float | None = None
         self.left = self.gone = False
+        self.hostile = False  # it has voted twice in a ballot: whoever knows has banned it
         self.die_in_save: Callable[[Peer], None] | None = None  # a torn journal, armed
         self.after_save: Callable[[Peer, effects.Save], bool] | None = None  # until it says that it has done its deed
         self.round: Round

@@ -77,6 +77,10 @@ class World:
         values = np.random.Generator(np.random.SFC64(seed)).standard_normal(NUMEL, dtype=np.float32)
         return values * np.float32(0.01 * steps)
 
+    def honest(self) -> list[Peer]:
+        """Who is alive and has not equivocated: the others may be ignored for good."""
+        return [peer for peer in self.peers if peer.alive and not peer.hostile]
+
     def reachable(self, peer: Peer) -> list[bytes]:
         """Who discovery finds for it now."""
         return [p.id for p in self.peers if p.alive and p is not peer and self.network.connected(p.id, peer.id)]
@@ -114,7 +118,7 @@ class World:
             peer.start()
 
     def _result(self) -> SeedResult:
-        tips = [p.round.chain.tip for p in self.peers if p.alive]
+        tips = [p.round.chain.tip for p in self.honest()]
         tip = max(tips, key=lambda tip: (tip.round, tip.id), default=None)
         messages: dict[str, list[int]] = {}
         sizes: dict[str, list[int]] = {}

@@ -173,6 +173,11 @@ class Peer:
     def round(self):
         return self.status.get("round", -1)
 
+    @property
+    def contributes(self):
+        """Its trainer is up and it is where its neighbours are, as far as one look can tell."""
+        return self.status.get("state") in ("TRAIN", "EXCHANGE", "VOTED", "APPLY") and self.status["inner_steps"] > 0
+
     def __repr__(self):
         words = {key: self.status.get(key) for key in ("state", "round", "forks", "ballot", "live_peers", "reason")}
         return f"peer {self.index} {words}"
@@ -267,6 +272,7 @@ class Swarm:
 
     def go_on(self, what, survivors, rounds=2, timeout=45.0):
         """These peers reach `rounds` more certificates; the seconds until the first and until the last of them has."""
+        self.look(*survivors)
         begin = max(peer.round for peer in survivors)
         started, first = time.monotonic(), None
         while min(peer.round for peer in survivors) < begin + rounds:
