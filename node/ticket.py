@@ -71,8 +71,8 @@ def parse_ticket(text: str) -> Ticket:
     """Raises UsageError in one sentence. White space, as of a wrapped line, does not matter."""
     word = "".join(text.split())
     if not word.startswith(PREFIX) or len(word) > MAX_TEXT:
-        shown = word if len(word) <= 60 else word[:57] + "…"
-        raise UsageError(f"{shown!r} is no ticket ({PREFIX}…): paste the word that `atoll run admit` printed.")
+        shown = repr(word[:60])[:80]
+        raise UsageError(f"{shown} is no ticket ({PREFIX}…): paste the word that `atoll run admit` printed.")
     try:
         data = base58.decode(word.removeprefix(PREFIX))
     except KeyError as error:

@@ -68,9 +68,9 @@ def _show(verdict: "Verdict") -> None:
         terminal.say(f"note: {len(verdict.notices) - _NOTICES} more like these; --json has them all")
     audit, tip = verdict.audit, verdict.audit.tip
     if audit.problems:
-        rest = f", and {_count(audit.unchecked, 'link')} behind that was not checked" if audit.unchecked else ""
-        kept = f"rounds 1 to {tip.round} hold" if tip.round else "no round before it"
-        terminal.say(f"NOT VALID: {kept}; what is wrong begins behind them{rest}.")
+        kept = f"all before it holds, {_count(tip.round, 'round')}" if tip.round else "no round holds"
+        rest = f"; {_count(audit.unchecked, 'link')} behind it not checked" if audit.unchecked else ""
+        terminal.say(f"NOT VALID: {kept}{rest}.")
     elif verdict.problems:
         terminal.say(f"NOT VALID: the log holds ({_count(tip.round, 'round')}), what is on this disk does not.")
     elif not audit.links:

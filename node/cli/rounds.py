@@ -19,9 +19,9 @@ _WIDTH = 100
 _NAMES = 3  # contributors are named up to this many, counted beyond
 _LISTED = 8  # names in a sentence
 _RANKS = {
-    1: "voters, for their quorum was gone",
-    2: "contributors of the last rounds, for no voter was left",
-    3: "holders of the state, for neither voters nor contributors were left",
+    1: "voters whose quorum was gone",
+    2: "contributors of the last rounds, where no voter was left",
+    3: "holders of the state, where neither voter nor contributor was left",
 }
 
 Row = Mapping[str, Any]
@@ -88,8 +88,8 @@ def _who(row: Row) -> str:
 
 def _fork(fork: Mapping[str, Any]) -> str:
     rank = fork["rank"]
-    return (f"FORK {fork['id'][:10]}: a new lineage begins. {_listed(fork['survivors'])} went on as rank {rank}, "
-            f"{_RANKS.get(rank, 'which this program does not know')}.")
+    why = _RANKS.get(rank, "peers of a rank that this program does not know")
+    return f"FORK {fork['id'][:10]}: a new lineage begins. {_listed(fork['survivors'])} went on: {why} (rank {rank})."
 
 
 def _dropped(dropped: Sequence[Mapping[str, str]]) -> str:

@@ -51,9 +51,13 @@ def wrongly_evicted(core: Core, value: Value) -> list[PeerId]:
 
 
 def vote_late(core: Core, certificate: Certificate) -> None:
-    """A voter that learns of the certificate before it could vote says that it holds the state, too: its attendance."""
+    """A voter that learns of the certificate before it could vote says that it holds the state, too: its attendance.
+
+    Only for the newest certificate, as nobody counts older ones, and only under a journal of its own: what was promised
+    under the one that genesis names may have gone with a disk.
+    """
     decree, journal, value = core.decree, core.voting_journal, certificate.value
-    if journal is None or (decree.vote is not None and decree.vote.certificate == value.id):
+    if journal != core.journal or core.chain.lineages.best != value.id or (decree.vote is not None and decree.vote.certificate == value.id):
         return
     acceptor = decree.acceptor.accept(certificate.ballot, value)
     if acceptor is not None:

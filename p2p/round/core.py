@@ -116,13 +116,17 @@ class Core:
         return self.pace.present(peer, now) or (heard is not None and now < heard + self.settings.gone_after_s)
 
     def departed(self, now: float) -> bool:
-        """Whether a peer that leaves may go: the others can do without it, or there is nobody to wait for."""
+        """Whether a peer that leaves may go: the others can do without it, or there is nobody to wait for.
+
+        Of the others somebody must hold the state where it goes, or what it certified last would go with it.
+        """
         if not self.leaving:
             return False
         staying = [p for p in self.voters_present(now) if p != self.me and not self.pace.leaving(p)]
-        if self.finished or not self.votes or not staying:
+        if self.finished or not staying:
             return True
-        return electorates.is_quorum(self.tip.electorate, staying)
+        held = any((ready := self.pace.ready(p, now)) is not None and ready.base == self.tip.base for p in staying)
+        return held and (not self.votes or electorates.is_quorum(self.tip.electorate, staying))
 
     def standing(self) -> Standing:
         """What this peer wants from the electorate."""

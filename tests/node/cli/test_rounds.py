@@ -17,7 +17,8 @@ def names(told):
 @pytest.fixture
 def rows(told):
     dropped = ((told.keys[1].peer_id, "exchange"), (told.keys[2].peer_id, "vote"))
-    return story(LogEntry(link, 12.34, 2_500_000, 999, dropped if at == 3 else ()) for at, link in enumerate(told.links))
+    lost = {3: dropped}
+    return story(LogEntry(link, 12.34, 2_500_000, 999, lost.get(at, ())) for at, link in enumerate(told.links))
 
 
 def test_the_story_is_told_line_by_line(rows, names):
@@ -41,7 +42,8 @@ def test_a_line_tells_where_a_fork_begins_who_went_on_and_why(rows, names):
     at = next(at for at, line in enumerate(lines) if "FORK" in line)
     assert lines[at + 2].split()[0] == "5" or lines[at + 1].split()[0] == "5"
     sentence = " ".join("".join(lines[at : at + 2]).split())
-    assert f"FORK {rows[4]['fork']['id'][:10]}: a new lineage begins. {names[0]} went on as rank 1" in sentence
+    assert f"FORK {rows[4]['fork']['id'][:10]}: a new lineage begins. {names[0]} went on: voters" in sentence
+    assert "(rank 1)" in sentence
     assert sum("FORK" in line for line in lines) == 1
 
 

@@ -3,6 +3,8 @@
 Twenty virtual seconds of training make a round; L follows from the settings: 8 + 1.5 x 4 x (voters + 1) seconds.
 """
 
+import dataclasses
+
 import pytest
 
 from atoll.p2p.round.effects import Commit, Save, Send
@@ -296,29 +298,57 @@ def test_a_heavier_lineage_whose_bytes_nobody_holds_is_not_followed_and_holds_no
     assert all(peer.round.chain.on_path(tips[rest[0].id].base) for peer in group.live())
 
 
+def sleepy(swarm, count):
+    """A group whose rounds are long, so that an hour is few of them, and whose patience is short."""
+    group = swarm(count, fork_after_s=60.0, heartbeat_s=5.0, gone_after_s=20.0)
+    for peer in group.live():
+        peer.step_s = 20.0
+    group.reach(2, seconds=2000)
+    return group
+
+
 def test_a_peer_that_was_frozen_for_an_hour_does_not_fork_when_it_wakes(swarm):
-    group = swarm(3)
-    group.reach(1)
+    group = sleepy(swarm, 3)
+    reached = group.now
     group.freeze(group[2], 3600)
-    group.reach(4, peers=[group[0], group[1]])
-    group.run(3700 - group.now)
-    group.run(120)
+    group.run(3700)
+    assert group[0].round.tip.round >= 2 + 3600 // 400 - 1
+    group.reach(group[0].round.tip.round + 1, seconds=1000)
     group.unite()
     assert all(not forks(peer) for peer in group.live())
     assert "fork" not in group[2].notes
+    assert group.now - reached < 3600 + 1500
+
+
+def test_a_lone_peer_that_wakes_after_an_hour_waits_the_whole_patience_anew(swarm):
+    group = sleepy(swarm, 3)
+    group.run(450)  # the other two are gone for good in the midst of a round
+    group.kill(group[0])
+    group.kill(group[1])
+    assert group.run(500, lambda: group[2].round.decree.failed >= 2)
+    group.freeze(group[2], 3600)
+    woke = group.now + 3600
+    group.run(3600 + 60 * 3 - 10)
+    assert not group[2].round.tip.is_fork
+    assert group.run(60 + 3 * 20, lambda: group[2].round.tip.is_fork), group.now - woke
 
 
 def test_a_group_that_slept_for_an_hour_goes_on_without_a_fork(swarm):
-    group = swarm(2)
-    group.reach(1)
+    group = sleepy(swarm, 2)
     for peer in group.live():
         group.freeze(peer, 3600)
     group.run(3601)
-    group.reach(4)
+    group.reach(4, seconds=2000)
     assert all(not forks(peer) for peer in group.live())
 
 
 # Coming and going.
+
+
+def leavers(peer):
+    """Who said LEAVE in the certificates of a peer's log."""
+    values = [entry.certificate.value for entry in peer.history if entry.certificate is not None]
+    return {record.peer for value in values for record in value.records if record.kind is Standing.LEAVE}
 
 
 def test_the_most_senior_of_two_leaves_and_the_other_goes_on_at_once(swarm):
@@ -326,22 +356,26 @@ def test_the_most_senior_of_two_leaves_and_the_other_goes_on_at_once(swarm):
     group.reach(1)
     group[0].leave()
     assert group.run(100, lambda: not group[0].alive), "it stays until the value that removes it, then goes"
-    assert "LEAVE" in {str(record.kind.name) for record in group[1].history[-1].certificate.value.records}
     began, reached = group.now, group[1].round.tip.round
+    assert group[0].id in leavers(group[1])
+    assert group[0].id in {vote.peer for vote in group[1].history[-1].certificate.votes}
     group.reach(reached + 3)
     assert group.now - began < 3 * 20 + 15
     assert voters(group, group[1]) == [1]
     assert not forks(group[1])
 
 
-@pytest.mark.parametrize("who", [0, 2])
-def test_one_of_three_leaves_and_votes_for_the_value_that_removes_it(swarm, who):
+@pytest.mark.parametrize("who", [0, 1, 2])
+def test_one_of_three_leaves_and_the_others_are_not_held_up(swarm, who):
     group = swarm(3)
     group.reach(1)
+    group.run(10)
     group[who].leave()
-    assert group.run(100, lambda: not group[who].alive)
-    group.reach(group.live()[0].round.tip.round + 2)
-    assert who not in voters(group, group.live()[0])
+    assert group.run(30, lambda: not group[who].alive)
+    began, reached = group.now, group.live()[0].round.tip.round
+    group.reach(reached + 4)
+    assert group.now - began < 4 * 20 + 20
+    assert who not in voters(group, group.live()[0]), "removed by its record, or for its silence"
     assert all(not forks(peer) for peer in group.live())
 
 
@@ -349,10 +383,8 @@ def test_all_leave_one_after_another_and_nothing_waits(swarm):
     group = swarm(3)
     group.reach(1)
     for who in (1, 0, 2):
-        began = group.now
         group[who].leave()
         assert group.run(60, lambda peer=group[who]: not peer.alive)
-        assert group.now - began < 40
 
 
 def test_a_run_grows_from_one_peer_to_eight_and_shrinks_back_to_one(swarm):
@@ -366,7 +398,8 @@ def test_a_run_grows_from_one_peer_to_eight_and_shrinks_back_to_one(swarm):
     assert voters(group, group[7])[0] == 0
     for who in (0, 3, 7, 1, 5, 2, 4):
         group[who].leave()
-        assert group.run(120, lambda peer=group[who]: not peer.alive), group.story(group.live())
+        group.run(1)
+        assert not group[who].alive or group.run(120, lambda peer=group[who]: not peer.alive), group.story(group.live())
     group.reach(group[6].round.tip.round + 2)
     assert voters(group, group[6]) == [6]
     assert not forks(group[6])
@@ -499,27 +532,36 @@ def test_no_round_is_shorter_than_the_manifest_allows(swarm):
 
 
 def test_two_votes_in_one_ballot_are_noted_and_their_signer_is_heard_no_more(swarm):
-    group = swarm(4)
+    group = swarm(5)
     group.reach(1)
-    told = []
+    said = []
 
     def vote_twice(peer, effect):
-        if not told and isinstance(effect, Send) and isinstance(effect.message, Voted) and peer is group[3]:
-            vote = effect.message.vote
-            told.append(vote)
-            lie = Vote(vote.parent, vote.ballot, bytes(32), peer.id, vote.journal, b"")
-            payload = lie.payload()
-            signed = Vote(vote.parent, vote.ballot, bytes(32), peer.id, vote.journal,
-                          peer.identity.sign("vote", payload))
-            for other in group.live():
-                if other is not peer:
-                    group.transmit(peer, other.id, Voted(signed))
+        if not said and isinstance(effect, Send) and isinstance(effect.message, Voted) and peer is group[3] and (
+            effect.message.vote.parent == group[2].round.tip.id == peer.round.tip.id
+        ):
+            said.append(effect.message.vote)
+            for other in (group[0], group[1], group[4]):  # too few are left to certify: both votes are heard in time
+                group.kill(other)
 
     group.on_effect = vote_twice
-    assert group.run(100, lambda: all("equivocation" in group[i].notes for i in (0, 1, 2)))
-    assert all(group[3].id in group[i].round.banned for i in (0, 1, 2))
-    group.reach(group[0].round.tip.round + 2, peers=[group[0], group[1], group[2]])
-    assert 3 not in contributors(group, group[0])
+    assert group.run(200, lambda: bool(said))
+    vote, witness = said[0], group[2]
+    group.run(1)
+    assert witness.round.tip.id == vote.parent
+    lie = Vote(vote.parent, vote.ballot, bytes(32), vote.peer, vote.journal, b"")
+    lie = dataclasses.replace(lie, signature=group[3].identity.sign("vote", lie.payload()))
+    witness.do(witness.round.receive(group.now, group[3].id, Voted(dataclasses.replace(lie, signature=bytes(64)))))
+    assert "bad_vote" in witness.notes, "a forged one proves nothing"
+    assert "equivocation" not in witness.notes
+    group.transmit(group[3], witness.id, Voted(lie))
+    group.run(1)
+    assert "equivocation" in witness.notes
+    assert group[3].id in witness.round.banned
+    others = [group[0], group[1], group[4]]
+    for peer in others:
+        group.start(peer)
+    group.reach(witness.round.tip.round + 3, peers=[witness, *others], seconds=900)
 
 
 def test_a_last_promise_is_refused_while_a_quorum_is_there(swarm):
