@@ -65,6 +65,7 @@ class ServiceHost:
         self._frozen: bytes | None = None
         self._contributed: bytes | None = None  # parent of the trainer's last contribution
         self._watchers: set[Connection] = set()
+        self._trainers: set[Connection] = set()  # connections on which a trainer has asked for a state
         self._trouble: dict[str, str] | None = None
         self._trainer: dict[str, Any] = {}
         self._evaluations: deque[dict[str, Any]] = deque(maxlen=_EVALUATIONS)  # for a watcher that comes later
@@ -79,7 +80,9 @@ class ServiceHost:
         """The service holds an outer state: `latest` answers from now on."""
         self._held = True
         self._trouble = None
-        self.state_changed()
+        self._tell_outer()
+        if not self._trainer:  # else the trainer has outlived the service before this one and is at work
+            self._excuse()
 
     def drain(self) -> None:
         """Nothing new is begun: those who wait for a next state are told so, and wait for the service's successor."""
@@ -97,10 +100,23 @@ class ServiceHost:
         self.server.broadcast("freeze", {"parent": parent})
 
     def state_changed(self) -> None:
-        if self._service is None or not self._held:
-            return
-        self.server.broadcast("outer", {"parent": self._service.outer().parent})
-        self._wake()
+        if self._held:
+            self._tell_outer()
+            self._excuse()
+
+    def _tell_outer(self) -> None:
+        if self._service is not None:
+            self.server.broadcast("outer", {"parent": self._service.outer().parent})
+            self._wake()
+
+    def _excuse(self) -> None:
+        """Others need not wait for a peer whose trainer is not there: it has died, or still loads after a restart.
+
+        At genesis they do, since everybody starts then; else the quickest would close the first rounds alone.
+        """
+        self._trainers = {connection for connection in self._trainers if not connection.closed}
+        if self._service is not None and self._service.outer().round and not self._trainers:
+            self._service.nothing_to_contribute(self._service.outer().parent)
 
     def _wake(self) -> None:
         waiters, self._waiters = self._waiters, []
@@ -119,8 +135,10 @@ class ServiceHost:
     async def _answer(self, connection: Connection, frame: ipc.Frame) -> Any:
         match frame.call:
             case "latest":
+                self._trainers.add(connection)
                 return await self._next_state(None)
             case "wait_next":
+                self._trainers.add(connection)
                 return await self._wait_next(_field(frame.args, "parent", bytes))
             case "contribute":
                 return await self._contribute(frame)

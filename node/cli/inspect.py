@@ -18,8 +18,7 @@ record, last promise and ticket, quorums and journals, every electorate, links, 
 With --home also the states on disk against their certified digests, and the last rounds' outer steps again from the
 results on disk; --deep goes back as far as the disk allows. With --log FILE only a copy of a log, and the run's
 manifest beside it (`manifest`) or named with --manifest.
-The exit code is {ExitCode.OK} if all holds, {ExitCode.NOT_VALID} if something does not. That a log ends early is no
-fault.
+The exit code is {ExitCode.OK} if all holds and {ExitCode.NOT_VALID} if not. A log that ends early is not wrong.
 """
 _NOTICES = 10
 _NAMES = 4

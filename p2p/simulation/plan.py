@@ -170,7 +170,7 @@ def _exchange(plan: Plan, dice: random.Random) -> ExchangeSettings:
         ExchangeSettings(),
         contribution_codec=contribution, gather_codec=dice.choice(("fp32", "fp16", "int8")),
         part_elements=PART_ELEMENTS, weights=dice.choice(("tokens", "tokens", "equal")), token_unit=7,
-        grace_s=6.0, min_round_s=6.0, ballot_timeout_s=4.0, heartbeat_s=3.0 * crowd, gone_after_s=7.0 * crowd,
+        grace_s=6.0, min_round_s=6.0, ballot_timeout_s=4.0, heartbeat_s=3.5 * crowd, gone_after_s=8.0 * crowd,
         round_s=dice.choice((0.0, 9.0)), admit_after=dice.choice((1, 2, 3)),
     )
 

@@ -54,7 +54,7 @@ class World:
         self.network = Network(self.clock, seed, scenario.manifest.run_id, scenario.sample)
         self.peers = [Peer(self, index, peer) for index, peer in enumerate(scenario.peers)]
         self.network.peers = {peer.id: peer for peer in self.peers}
-        self.check_every_s = scenario.settings.heartbeat_s / 50
+        self.check_every_s = scenario.settings.heartbeat_s / 30
         self.injector = Injector(self)
         self.liveness = Liveness(self)
 

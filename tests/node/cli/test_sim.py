@@ -37,7 +37,7 @@ def test_a_violation_prints_what_replays_it_and_a_timeline_and_ends_with_1(capsy
     text = capsys.readouterr().out
     assert "VIOLATION of quorum" in text
     assert "--seeds 1 --peers 3 --rounds 2 --faults loss,reorder" in text
-    assert "commits certificate" in text
+    assert "VOTE(0) for" in text
 
 
 @pytest.mark.parametrize(

@@ -397,6 +397,7 @@ def test_a_run_grows_from_one_peer_to_eight_and_shrinks_back_to_one(swarm):
     group.unite()
     assert voters(group, group[7])[0] == 0
     for who in (0, 3, 7, 1, 5, 2, 4):
+        group.run(2)
         group[who].leave()
         group.run(1)
         assert not group[who].alive or group.run(120, lambda peer=group[who]: not peer.alive), group.story(group.live())

@@ -96,7 +96,8 @@ def test_whatever_is_changed_in_a_certificate_is_seen(certified: tuple[Oracle, C
     value = honest.value
     changed = {
         "round": {"round": 9}, "tokens": {"tokens": 1}, "state": {"state": bytes(32)},
-        "electorate": {"electorate": value.electorate[::-1]}, "contributions": {"contributions": value.contributions[1:]},
+        "electorate": {"electorate": value.electorate[::-1]},
+        "contributions": {"contributions": value.contributions[1:]},
         "parts": {"parts": value.parts[::-1]},
     }.get(field)
     forged = replace(honest, votes=())
