@@ -50,13 +50,16 @@ def decode(data: bytes | memoryview, *, limit: int) -> Any:
     return tree
 
 
+_PLAIN = frozenset({type(None), bool, int, float, str, bytes})
+
+
 def _ordered(tree: Any) -> Any:
     if isinstance(tree, dict):
         if not all(isinstance(key, str) for key in tree):
             raise TypeError("canonical maps have string keys")
         return {key: _ordered(tree[key]) for key in sorted(tree)}
     if isinstance(tree, (list, tuple)):
-        return [_ordered(item) for item in tree]
+        return [item if type(item) in _PLAIN else _ordered(item) for item in tree]  # most items need no look
     if tree is None or isinstance(tree, (bool, int, float, str, bytes)):
         return tree
     raise TypeError(f"{type(tree).__name__} has no canonical form")
