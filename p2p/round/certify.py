@@ -57,7 +57,9 @@ def vote_late(core: Core, certificate: Certificate) -> None:
     under the one that genesis names may have gone with a disk.
     """
     decree, journal, value = core.decree, core.voting_journal, certificate.value
-    if journal != core.journal or core.chain.lineages.best != value.id or (decree.vote is not None and decree.vote.certificate == value.id):
+    if journal is None or journal != core.journal or core.chain.lineages.best != value.id:
+        return
+    if decree.vote is not None and decree.vote.certificate == value.id:
         return
     acceptor = decree.acceptor.accept(certificate.ballot, value)
     if acceptor is not None:
@@ -68,7 +70,7 @@ def vote_late(core: Core, certificate: Certificate) -> None:
 def certify(core: Core) -> None:
     """Turn a quorum's votes into a certificate, take it into the tree, and tell everybody if this peer led."""
     decree = core.decree
-    if decree.certificate is not None or decree.tip.id != core.tip.id:
+    if decree.certificate is not None or decree.tip.id != core.tip.id or not decree.tally.votes:
         return
     certificate = decree.tally.certificate(decree.values, decree.tip.electorate)
     if certificate is None or certificate.id in core.chain:

@@ -68,6 +68,14 @@ class Tip:
     def leader(self, ballot: int) -> PeerId:
         return electorates.leads(self._leaders, ballot)
 
+    def leaders_between(self, first: int, end: int) -> tuple[PeerId, ...]:
+        """Who leads the ballots from `first` to before `end`, each once."""
+        size = len(self._leaders)
+        if end - first >= size:
+            return self._leaders
+        first, end = first % size, end % size
+        return self._leaders[first:end] if first <= end else self._leaders[first:] + self._leaders[:end]
+
     def next_turn(self, peer: PeerId, at_least: int) -> int | None:
         """The first ballot from `at_least` on that `peer` leads; None if it does not vote."""
         return electorates.turn(self._leaders, peer, at_least)

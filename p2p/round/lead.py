@@ -85,9 +85,8 @@ def turn_at(core: Core, now: float) -> float | None:
     turn = next_ballot(core)
     if closing is None or turn is None:
         return None
-    before = {tip.leader(b) for b in range(max(decree.ballot, 0), turn)} - {core.me}
-    living = sum(1 for peer in before if core.pace.awaited(peer, now))
     base = max(closing, decree.progress_at)
+    living = core.pace.count_awaited(tip.leaders_between(max(decree.ballot, 0), turn), core.me, now)
     if decree.proposer is not None and decree.proposer.ballot == decree.ballot:
         living += 1  # this peer's own ballot comes to nothing
         base = max(base, decree.exchange.grace_ends)

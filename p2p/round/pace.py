@@ -4,6 +4,7 @@ A peer lives while it makes progress: any message or bytes within `gone_after_s`
 shortens the wait. Peers that have not been heard of since this peer started are awaited a little longer.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from atoll.protocol.identity import PeerId
@@ -77,9 +78,17 @@ class Pace:
 
     def awaited(self, peer: PeerId, now: float) -> bool:
         """Worth waiting for: present, or not heard of yet and this peer has only just started."""
-        if peer in self.peers:
-            return self.present(peer, now)
-        return now < self.started_at + NEWCOMER_FACTOR * self.settings.gone_after_s
+        return self.count_awaited((peer,), b"", now) > 0
+
+    def count_awaited(self, peers: Iterable[PeerId], me: PeerId, now: float) -> int:
+        """How many of these, other than `me`, are worth waiting for."""
+        newcomers = now < self.started_at + NEWCOMER_FACTOR * self.settings.gone_after_s
+        known, count = self.peers, 0
+        for peer in peers:
+            presence = known.get(peer)
+            if peer != me and (newcomers if presence is None else now < presence.gone_at):
+                count += 1
+        return count
 
     def alive(self, now: float) -> list[PeerId]:
         return sorted(peer for peer in self.peers if self.present(peer, now))
