@@ -14,8 +14,8 @@ from atoll.protocol.digest import Digest, state_digest
 from atoll.protocol.errors import AtollError, MalformedError, MismatchError
 from atoll.protocol.identity import PeerId
 from atoll.protocol.manifest import MANIFEST_LIMIT, Manifest
-from atoll.protocol.read import digest as check_digest
 from atoll.protocol.messages import Blob, BlobKind
+from atoll.protocol.read import digest as check_digest
 
 ANSWER_S = 5.0
 ROUND_PAUSE_S = 1.0

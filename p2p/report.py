@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from atoll.p2p import run_store
 from atoll.p2p.round import electorate as electorates
+from atoll.p2p.round import lastballot
 from atoll.protocol.identity import peer_name
 
 if TYPE_CHECKING:
@@ -67,8 +68,13 @@ def _reason(service: "PeerService") -> dict[str, str] | None:
         return {"code": "results_gone", "message": message}
     voters = electorates.peers(round_.chain.tip.electorate)
     there = [peer for peer in voters if peer == round_.me or round_.pace.awaited(peer, now)]
+    if round_.tip.round == 0 and not there:
+        message = "none of the voters that the manifest names is reachable, and no round has been certified yet."
+        return {"code": "no_genesis_voter", "message": message}
     if not round_.finished and not electorates.is_quorum(round_.chain.tip.electorate, there):
-        message = f"{len(there)} of {len(voters)} voters are reachable, which is no quorum: rounds go on with more."
+        due = lastballot.due_at(round_, now)
+        alone = "" if due is None else f", or in a new lineage in about {max(0.0, due - now):.0f} s"
+        message = f"{len(there)} of {len(voters)} voters are reachable, no quorum: rounds go on with more{alone}."
         return {"code": "no_quorum", "message": message}
     return None
 

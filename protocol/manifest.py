@@ -178,6 +178,11 @@ class Draft:
             )
         if len(set(voters)) < len(voters):
             raise ManifestError("`run.electorate` names a peer twice; remove one of the two.")
+        if 2 * self.exchange.checkpoint_every > self.exchange.retain_rounds:
+            raise ManifestError(
+                "`exchange.checkpoint_every` is more than half of `exchange.retain_rounds`: results would be gone "
+                "before the state that they lead on from is on disk; lower the one or raise the other."
+            )
         units = math.ceil(
             self.inner.steps * self.inner.batch_sequences * self.data.sequence_length / self.exchange.token_unit
         )

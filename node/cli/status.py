@@ -50,6 +50,7 @@ def page(status: Mapping[str, Any]) -> str:
         ("held-out", _evaluation(evaluations[-1])),
         ("skipped", f"{status['skipped_steps']} steps were not finite" if status.get("skipped_steps") else None),
         ("voters", len(status.get("electorate") or ())),
+        ("lineage", f"behind {status['forks']} FORKs" if status.get("forks") else None),
         ("traffic", f"{amount(status.get('up_bytes') or 0)} up, {amount(status.get('down_bytes') or 0)} down"),
         ("ranks", ", ".join(f"pid {rank['pid']}" for rank in status.get("ranks") or ()) or None),
         ("notice", status.get("notice") or None),

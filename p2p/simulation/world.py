@@ -21,9 +21,12 @@ from atoll.p2p.simulation.plan import NUMEL, Fault, Plan, Scenario, draw
 from atoll.p2p.simulation.watch import Violation, Watch
 from atoll.p2p.workshop import OuterState
 from atoll.protocol.digest import Digest
+from atoll.protocol.identity import PeerId
 from atoll.protocol.standing import JOURNAL_BYTES
 
 Vector = npt.NDArray[np.float32]
+
+CROWD, FEW = 64, 8
 
 
 @dataclass
@@ -81,9 +84,14 @@ class World:
         """Who is alive and has not equivocated: the others may be ignored for good."""
         return [peer for peer in self.peers if peer.alive and not peer.hostile]
 
-    def reachable(self, peer: Peer) -> list[bytes]:
-        """Who discovery finds for it now."""
-        return [p.id for p in self.peers if p.alive and p is not peer and self.network.connected(p.id, peer.id)]
+    def reachable(self, peer: Peer) -> list[PeerId]:
+        """Who discovery finds for it now: everybody, or, of a crowd, the voters of the manifest and a few others."""
+        found = [p.id for p in self.peers if p.alive and p is not peer and self.network.connected(p.id, peer.id)]
+        if len(found) <= CROWD:
+            return found
+        voters = set(self.scenario.manifest.electorate)
+        others = [other for other in found if other not in voters]
+        return [other for other in found if other in voters] + self.network.dice.sample(others, min(FEW, len(others)))
 
     def introduce(self) -> None:
         """Discovery finds everybody for everybody: after a partition."""
