@@ -20,6 +20,9 @@ _REMEDIES = {
     "service_restarting": "Nothing: it starts again by itself; training goes on meanwhile.",
     "trainer_restarting": "Nothing: it starts again by itself; `atoll logs` has the cause.",
     "disk_full": "Free some space; it goes on by itself.",
+    "no_quorum": "Start more of the voters, or check the network to them (`atoll peers`); it goes on by itself.",
+    "no_genesis_voter": "Start one of the voters that the manifest names, or have the owner sign another run.",
+    "results_gone": "Take a fresh home and join anew.",
 }
 _OTHER_REMEDY = "See `atoll logs`."
 
