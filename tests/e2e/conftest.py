@@ -30,7 +30,7 @@ SMALL_MODEL = {
 }
 SHORT_ROUNDS = {
     "grace_s": 3.0, "min_round_s": 1.0, "ballot_timeout_s": 1.5, "heartbeat_s": 0.4, "gone_after_s": 3.0,
-    "fork_after_s": 4.0, "admit_after": 1,
+    "fork_after_s": 3.0, "admit_after": 1,
 }
 CHAINED = ("round", "parent", "certificate", "state_digest", "contributors", "electorate", "empty", "tokens", "fork")
 LITTER = ((Path("/dev/shm"), "*"), (Path("/tmp"), "hivemind-*"))
@@ -227,7 +227,7 @@ class Swarm:
         assert all(len(digests) == 1 for digests in self.digests.values()), self.digests
         return seen
 
-    def wait(self, what, condition, timeout=90.0, pause_s=0.1):
+    def wait(self, what, condition, timeout=150.0, pause_s=0.1):
         """Look at everybody again and again until the condition holds; the seconds that took."""
         started = time.monotonic()
         while not (self.look() and condition()):

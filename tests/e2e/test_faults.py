@@ -149,3 +149,18 @@ def test_half_of_a_group_and_all_but_one_may_go_at_once(swarm_of):
 def by_seniority(swarm):
     names = {peer.name: peer for peer in swarm.peers}
     return [names[name] for name in swarm.peers[0].status["electorate"]]
+
+
+@pytest.mark.timeout(240)
+def test_the_most_senior_voter_of_two_leaves_and_the_other_goes_on_at_once(swarm_of, atoll):
+    swarm = swarm_of(2)
+    senior, junior = swarm.peers
+    done = atoll.run("down", "--home", senior.home.root)
+    assert done.returncode == 0, done.stderr
+    first, second = swarm.go_on("alone", [junior])
+    print(f"the next certificate {first:.1f} s after `down`, another {second:.1f} s after")
+    assert junior.status["forks"] == 0
+    assert junior.status["electorate"] == [junior.name]
+    swarm.start(senior)
+    swarm.wait("the one that left is back and votes", swarm.whole)
+    assert not any(row["fork"] for row in swarm.agree())

@@ -100,6 +100,24 @@ async def test_a_trainer_that_waits_with_empty_hands_is_not_waited_for(port, ser
     assert (await waiting).parent == b"p1"
 
 
+async def test_a_peer_whose_trainer_is_dead_or_still_loads_is_not_waited_for(serving, fake_service, home):
+    service = fake_service()
+    host = await serving(service)
+    assert service.idle == [], "at genesis everybody starts, and is waited for"
+    service.advance()
+    assert service.idle == [b"p1"]
+    port = SocketOuterSync(home.service_socket).open()
+    try:
+        await asyncio.to_thread(port.latest)
+        service.advance()
+        assert service.idle == [b"p1"]
+    finally:
+        port.close()
+    await until(lambda: not host.server.connections)
+    service.advance()
+    assert service.idle == [b"p1", b"p3"]
+
+
 async def test_reports_return_at_once_and_bring_orders(port, serving, fake_service):
     service = fake_service()
     started = time.monotonic()

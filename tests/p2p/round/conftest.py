@@ -47,7 +47,6 @@ from atoll.protocol.errors import MissingBytesError
 from atoll.protocol.identity import Identity, peer_name
 from atoll.protocol.manifest import Draft, GenesisSettings, Manifest
 from atoll.protocol.messages import Blob, BlobKind, Get, Message, Voted, seal, unseal
-from atoll.protocol.outer_step import PartReducer
 
 NUMEL, PART = 5000, 1024
 TOKENS_PER_STEP = 100
@@ -212,7 +211,7 @@ class Peer:
             case Enter():
                 self.log(LogEntry(effect.fork, 0.0, 0, 0))
             case Adopt():
-                self.adopt(effect.target)
+                self.later(0.02, lambda: self.adopt(effect.target))
             case Prune():
                 self.journal.prune(effect.parents | effect.bases, effect.tip)
             case Discard():
@@ -243,12 +242,14 @@ class Peer:
             self.workshop.adopt([link for link in links if isinstance(link, Certificate)])
         except MissingBytesError as error:
             self.do(self.round.unreachable(self.swarm.now, target, error.certificate))
+            self.wake()
             return
         self.history[:] = [LogEntry(link, 0.0, 0, 0) for link in links]
         self.store.rewrite(self.history)
         self.save_state()
         self.do(self.round.adopted(self.swarm.now, target))
         self.arrive()
+        self.wake()
 
     def arrived(self, sender: "Peer", data: bytes) -> None:
         message = self.swarm.unseal(sender, data)
@@ -489,11 +490,12 @@ class Swarm:
             seen.add(entry.link.id)
             value = entry.certificate.value
             for part, result in enumerate(value.parts if value.contributions else ()):
-                size, reducer = layout.size(part), PartReducer(layout.size(part))
-                listed = [c for i, c in enumerate(value.contributions) if result.includes(i)]
-                for c in listed:
-                    reducer.add(c.tokens, contribution.decode(self.made[c.root][part], size))
-                average = reducer.average() if listed else np.zeros(size, np.float32)
+                size, weight = layout.size(part), 0
+                total = np.zeros(size, np.float32)
+                for c in [c for i, c in enumerate(value.contributions) if result.includes(i)]:
+                    total = total + np.float32(c.tokens) * contribution.decode(self.made[c.root][part], size)
+                    weight += c.tokens
+                average = total / np.float32(weight or 1)
                 assert content_digest(gather.encode(average)) == result.digest, "a result that is not the mean"
 
 
