@@ -52,7 +52,7 @@ class Client:
         """The word with which others join the run."""
         return str(self._call("invite"))
 
-    def down(self, timeout_s: float = 15.0) -> None:
+    def down(self, timeout_s: float = 40.0) -> None:
         """Ask the daemon to end, and wait until it has. Raises IpcError if it has not after `timeout_s`."""
         pid = int(self._call("down"))
         if not _wait_end(pid, timeout_s, self._home):

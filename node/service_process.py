@@ -72,11 +72,11 @@ async def _run(settings: ProcessSettings) -> None:
     host = ServiceHost(settings.socket)
     async with asyncio.TaskGroup() as tasks:
         serving = tasks.create_task(host.server.run())
-        await _until(stop, _live(settings, host, stop))
+        await _until(stop, _live(settings, host))
         serving.cancel()
 
 
-async def _live(settings: ProcessSettings, host: ServiceHost, stop: asyncio.Event) -> None:
+async def _live(settings: ProcessSettings, host: ServiceHost) -> None:
     make_folder(settings.service.run_folder)
     service = await _open(settings, host)
     host.attach(service)
@@ -84,7 +84,8 @@ async def _live(settings: ProcessSettings, host: ServiceHost, stop: asyncio.Even
         if settings.run_id is not None:
             await service.enter(await _manifest(settings, service), settings.genesis)
             host.hold()
-        await stop.wait()
+        # Until `_until` cancels it: had it seen `stop` itself, the cancellation would hit the goodbye below.
+        await asyncio.get_running_loop().create_future()
     finally:
         host.drain()
         await service.close(_DRAIN_S)

@@ -34,7 +34,8 @@ from atoll.node.terminal import one_line
 from atoll.protocol.errors import AtollError
 
 TRAINER_GRACE_S = 5.0
-SERVICE_GRACE_S = 4.0
+SERVICE_GRACE_S = 25.0
+"""A voter without whom the others are no quorum stays until they have removed it, 20 s at most, then says goodbye."""
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _LOG_BYTES_PER_MB = 1 << 20
 

@@ -163,10 +163,14 @@ class Carrier:
     def _announce(self) -> None:
         """Say again what this peer had contributed under the base where it stands now."""
         own = self.journal.contributions.get(self.round.tip.base)
-        if own is not None and all(self._blobs.size(leaf) is not None for leaf in own.leaves):
+        now, base = time.monotonic(), self.round.tip.base
+        if own is None:
+            return
+        if all(self._blobs.size(name) is not None for name in (own.contribution.root, *own.leaves)):
             c = own.contribution
-            now, base = time.monotonic(), self.round.tip.base
             self.do(self.round.contributed(now, base, c.root, c.tokens, own.leaves, c.journal))
+        else:  # a power cut took the bytes; the root stands, so nothing else can be contributed under this base
+            self.do(self.round.nothing_to_contribute(now, base))
 
     # Carrying out.
 

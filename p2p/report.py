@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from atoll.p2p import run_store
 from atoll.p2p.round import electorate as electorates
 from atoll.p2p.round import lastballot
+from atoll.p2p.round.round import Round
 from atoll.protocol.identity import peer_name
 
 if TYPE_CHECKING:
@@ -54,29 +55,33 @@ def status(service: "PeerService") -> dict[str, Any]:
 
 def _reason(service: "PeerService") -> dict[str, str] | None:
     """Why nothing moves, if nothing moves."""
-    carrier = service.carrier
-    if carrier is not None and carrier.failure is not None:
-        return {"code": carrier.failure.code, "message": str(carrier.failure)}
-    if carrier is not None and carrier.disk_problem:
-        return {"code": "disk_full", "message": carrier.disk_problem}
-    problems = service.transport.problems() if hasattr(service, "transport") else []
-    round_, now = service.round, time.monotonic()
-    if round_ is None:
+    carrier, round_ = service.carrier, service.round
+    if carrier is None or round_ is None:
+        problems = service.transport.problems() if hasattr(service, "transport") else []
         return {"code": problems[0]["code"], "message": problems[0]["message"]} if problems else None
-    if round_.chain.lineages.frontier() and round_.wants.stranded(lambda peer: round_.pace.present(peer, now)):
+    if carrier.failure is not None:
+        return {"code": carrier.failure.code, "message": str(carrier.failure)}
+    if carrier.disk_problem:
+        return {"code": "disk_full", "message": carrier.disk_problem}
+    return _standstill(round_, time.monotonic())
+
+
+def _standstill(round_: Round, now: float) -> dict[str, str] | None:
+    """What keeps the round from going on: bytes that nobody has, or voters that are away."""
+    if round_.chain.lineages.frontier() and round_.wants.stranded(lambda peer: round_.has_bytes(peer, now)):
         message = "no peer that answers still keeps the results after this peer's round: join with a fresh home later."
         return {"code": "results_gone", "message": message}
-    voters = electorates.peers(round_.chain.tip.electorate)
+    voters = round_.tip.voters
     there = [peer for peer in voters if peer == round_.me or round_.pace.awaited(peer, now)]
+    if round_.finished or electorates.is_quorum(round_.tip.electorate, there):
+        return None
     if round_.tip.round == 0 and not there:
         message = "none of the voters that the manifest names is reachable, and no round has been certified yet."
         return {"code": "no_genesis_voter", "message": message}
-    if not round_.finished and not electorates.is_quorum(round_.chain.tip.electorate, there):
-        due = lastballot.due_at(round_, now)
-        alone = "" if due is None else f", or in a new lineage in about {max(0.0, due - now):.0f} s"
-        message = f"{len(there)} of {len(voters)} voters are reachable, no quorum: rounds go on with more{alone}."
-        return {"code": "no_quorum", "message": message}
-    return None
+    due = lastballot.due_at(round_, now)
+    alone = "" if due is None else f", or in a new lineage in about {max(0.0, due - now):.0f} s"
+    message = f"{len(there)} of {len(voters)} voters are reachable, no quorum: rounds go on with more{alone}."
+    return {"code": "no_quorum", "message": message}
 
 
 def warnings(service: "PeerService") -> list[str]:

@@ -273,18 +273,21 @@ class Propose:
     kind: ClassVar[int] = 7
     ballot: int
     value: Value
+    carried: bool = False  # a promise bound the leader to this value: it was accepted in a lower ballot
 
     @property
     def parent(self) -> Digest:
         return self.value.parent
 
     def tree(self) -> list[Any]:
-        return [self.ballot, self.value.tree()]
+        return [self.ballot, self.value.tree(), self.carried]
 
     @classmethod
     def from_tree(cls, tree: Any) -> "Propose":
-        ballot, value = fields(tree, 2)
-        return cls(count(ballot, MAX_BALLOT), Value.from_tree(value))
+        ballot, value, carried = fields(tree, 3)
+        if not isinstance(carried, bool) or (carried and ballot == 0):
+            raise MalformedError("PROMISE binds no leader before ballot 1")
+        return cls(count(ballot, MAX_BALLOT), Value.from_tree(value), carried)
 
 
 @dataclass(frozen=True)

@@ -26,13 +26,15 @@ def vote(core: Core) -> None:
     if agrees is None:
         return
     acceptor = decree.acceptor.accept(pending.ballot, value)
-    if not agrees or acceptor is None or decree.contradicts_announcements(value):
+    # A value that was accepted before has to be voted for as it is, or no ballot would ever succeed.
+    contradicts = not pending.carried and decree.contradicts_announcements(value)
+    if not agrees or acceptor is None or contradicts:
         decree.pending = None
         core.out.append(
             Note("proposal_refused", f"this peer does not arrive at the state proposed in ballot {pending.ballot}")
         )
         return
-    wronged = wrongly_evicted(core, value)
+    wronged = [] if pending.carried else wrongly_evicted(core, value)
     if wronged:
         decree.pending = None
         held = [core.attendance[peer] for peer in wronged if peer in core.attendance]

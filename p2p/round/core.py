@@ -12,7 +12,7 @@ from atoll.p2p.round.decree import Decree
 from atoll.p2p.round.effects import Effect, Freeze, Note, Save, Send, Step
 from atoll.p2p.round.exchange import Exchange, Head, Shape
 from atoll.p2p.round.orphans import Orphans
-from atoll.p2p.round.pace import Pace
+from atoll.p2p.round.pace import NEWCOMER_FACTOR, Pace
 from atoll.p2p.round.sync import Wants
 from atoll.p2p.round.synod import Acceptor
 from atoll.protocol.certificate import FIRST_JOURNAL, Certificate, Vote
@@ -56,6 +56,7 @@ class Core:
         self.records: dict[PeerId, Record] = {}  # what others want from the electorate, under the current base
         self.attendance: dict[PeerId, Vote] = {}  # votes for the tip, late ones too
         self.adopting: Digest | None = None
+        self.genesis_open = bool(memory)
         self.orphans = Orphans()
         self.gathered = False  # whether nothing new came since the bytes of certificates were asked for
         self.abandoned: set[Digest] = set()  # certificates of lineages that cannot be reached any more
@@ -99,8 +100,23 @@ class Core:
         """The journal under which this peer votes at the tip; None if it does not vote, or has lost that journal."""
         named = self.tip.journal_of(self.me)
         if named == FIRST_JOURNAL:
-            return named if self.tip.round == 0 else None
+            return named if self.tip.round == 0 and self.genesis_open else None
         return named if named == self.journal else None
+
+    def look_around(self, now: float) -> None:
+        """Whether the journal of genesis may be used: not by one that may have voted under it before and forgotten.
+
+        A peer with an empty journal asks those who would know: once all voters say that they are at genesis, or the
+        others had time to say otherwise, there was nothing to forget.
+        """
+        if self.tip.round > 0 or self.genesis_open:
+            return
+        said = [p.ready for p in self.pace.peers.values() if p.ready is not None]
+        if any(ready.round > 0 for ready in said):
+            return
+        others = [peer for peer in self.tip.voters if peer != self.me]
+        heard = all((p := self.pace.peers.get(peer)) is not None and p.ready is not None for peer in others)
+        self.genesis_open = heard or now >= self.pace.started_at + NEWCOMER_FACTOR * self.settings.gone_after_s
 
     @property
     def votes(self) -> bool:
@@ -256,7 +272,7 @@ class Core:
             return
         ballot, value = accepted
         self.decree.values[value.id] = value
-        self.decree.pending = Propose(ballot, value)
+        self.decree.pending = Propose(ballot, value, ballot > 0)
         if not self.decree.acceptor.left:
             self.cast(Vote.cast(self.identity, journal, ballot, value))
 

@@ -26,6 +26,8 @@ def closing_at(core: Core, now: float) -> float | None:
     if decree.first_ready_at is not None:
         waiting = _waits_for_somebody(core, now)
         due = max(earliest, decree.first_ready_at + settings.grace_s if waiting else decree.first_ready_at)
+    if due is None and core.trains and decree.empty and not _anybody_trains(core, now):
+        due = earliest + settings.grace_s  # nobody has anything to give under this base: the empty value ends it
     if settings.round_s > 0 and _anybody_trains(core, now):
         by_duration = decree.learned_at + settings.round_s
         due = by_duration if due is None else min(due, by_duration)
@@ -111,8 +113,7 @@ def take_turn(core: Core, now: float) -> None:
     members = sorted(peer for peer in decree.exchange.heads if peer == core.me or core.pace.present(peer, now))
     late = [p for p in core.pace.alive(now) if (r := core.pace.ready(p, now)) and r.base == tip.base and r.trains]
     late += [core.me] if core.trains and not decree.empty else []
-    decided = decree.acceptor.accepted is not None or tip.bound is not None
-    if ballot is None or not (members or late or decided):
+    if ballot is None:
         return
     if ballot > 0:
         acceptor = decree.acceptor.promise(ballot)
@@ -182,10 +183,10 @@ def propose(core: Core, now: float) -> None:
     if value is None:
         return
     decree.values[value.id] = value
-    propose = decree.pending = Propose(proposer.ballot, value)
+    propose = decree.pending = Propose(proposer.ballot, value, bound is not None)
     certify.vote(core)
     if bound is not None or (decree.vote is not None and decree.vote.ballot == proposer.ballot):
-        proposer.value = value
+        proposer.value, proposer.said = value, propose
         decree.progress_at = now
         core.to_voters(propose)
 

@@ -373,6 +373,8 @@ class Round(Core):
     def _elsewhere(self, peer: PeerId, ready: Ready, now: float) -> None:
         """The peer is not where this one is: tell it what it lacks, or ask for what this one lacks."""
         if ready.tip in self.chain:
+            if now < self.decree.learned_at + self.settings.heartbeat_s:
+                return  # the certificate is still on its way to everybody, from its leader
             if self.chain.child(ready.tip) is not None or ready.base not in (self.tip.base, self.tip.id):
                 self._answer(peer, ready.tip, now)
         elif now >= self._asked.get(peer, -1.0) + ANSWER_PAUSE_S:
@@ -514,6 +516,7 @@ class Round(Core):
 
     def _advance(self, now: float) -> list[Effect]:
         self.pace.notice(now)
+        self.look_around(now)
         if not self.finished:
             certify.certify(self)
             follow.gather(self)
@@ -573,8 +576,8 @@ class Round(Core):
             return
         if decree.proposer is not None and decree.exchange.start is not None:
             self.to_round(decree.exchange.start)
-            if decree.proposer.value is not None and decree.pending is not None:
-                self.to_voters(decree.pending)
+            if decree.proposer.said is not None:
+                self.to_voters(decree.proposer.said)
             elif decree.proposer.ballot > 0:
                 self.to_voters(Prepare(decree.tip.id, decree.proposer.ballot))
         if decree.vote is not None:

@@ -15,6 +15,7 @@ from atoll.protocol.certificate import Certificate, Value, Vote
 from atoll.protocol.digest import Digest
 from atoll.protocol.fork import LastPromise
 from atoll.protocol.identity import PeerId
+from atoll.protocol.messages import Propose
 
 Accepted = tuple[int, Value]
 
@@ -64,6 +65,7 @@ class Proposer:
     ballot: int
     promises: dict[PeerId, Accepted | None] = field(default_factory=dict)
     value: Value | None = None
+    said: Propose | None = None  # as it was sent
 
     def may_propose(self, electorate: Electorate) -> bool:
         return self.value is None and (self.ballot == 0 or electorates.is_quorum(electorate, self.promises))

@@ -114,8 +114,12 @@ class Peer:
     def _restore_contribution(self) -> None:
         base = self.round.chain.tip.base
         own = self.disk.contributions.get(base)
-        if own is not None and all(self.disk.blobs.size(leaf) is not None for leaf in (own[0].root, *own[1])):
-            self._do(self.round.contributed(self.now, base, own[0].root, own[0].tokens, own[1]))
+        if own is None:
+            return
+        if all(self.disk.blobs.size(name) is not None for name in (own[0].root, *own[1])):
+            self._do(self.round.contributed(self.now, base, own[0].root, own[0].tokens, own[1], own[0].journal))
+        else:  # a power cut took the bytes; the root stands
+            self._do(self.round.nothing_to_contribute(self.now, base))
 
     def kill(self, *, told: bool) -> None:
         """As kill -9 does. `told`: its links close, so that the others get a hint."""

@@ -16,6 +16,7 @@ from atoll.protocol.certificate import (
     bitmap,
 )
 from atoll.protocol.errors import AtollError, MalformedError, SignatureError
+from atoll.protocol.fork import Fork, LastPromise, Rank
 from atoll.protocol.identity import Identity
 from atoll.protocol.messages import (
     Blob,
@@ -31,33 +32,44 @@ from atoll.protocol.messages import (
     seal,
     unseal,
 )
+from atoll.protocol.standing import Record, Standing
 
 ME, OTHER = Identity(b"\1" * 32), Identity(b"\2" * 32)
-RUN, D = bytes(32), bytes([5]) * 32
+RUN, D, JOURNAL, NONCE = bytes(32), bytes([5]) * 32, bytes([6]) * 16, bytes(range(16))
 VALUE = Value(
     D,
     1,
     10,
     (Contribution(ME.peer_id, D, 10),),
     (PartResult(bitmap({0}, 1), D),),
+    b"\1",
+    (Record.sign(OTHER, D, Standing.LEAVE, bytes(16)),),
     (Voter(ME.peer_id, FIRST_JOURNAL),),
     D,
 )
 VOTE = Vote.cast(ME, FIRST_JOURNAL, 0, VALUE)
 MEMBERS = tuple(sorted([ME.peer_id, OTHER.peer_id]))
+LAST = LastPromise.sign(ME, D, NONCE, Rank.VOTERS, JOURNAL, (1, VALUE.id))
+SILENT = LastPromise.sign(ME, D, NONCE, Rank.HOLDERS, JOURNAL, None)
 NINE = [
-    Ready(D, 3, "TRAIN", 4, True, False, 1000, FIRST_JOURNAL, D, 10),
-    Ready(D, 3, "TRAIN", 4, True, False, 1000, FIRST_JOURNAL, None, 0),
+    Ready(D, D, 3, "TRAIN", 4, True, 1000, FIRST_JOURNAL, D, 10),
+    Ready(D, bytes(32), 3, "TRAIN", 4, False, 1000, JOURNAL, None, 0, Record.sign(ME, D, Standing.JOIN, JOURNAL)),
     Start(D, 0, 17, MEMBERS, ((0, 3), (1, 2)), 60_000),
     Blob(BlobKind.RESULT, D, 100, D, part=4, roots=(D,), wanted=True),
     Blob(BlobKind.PART, D, None, None),
     Get(BlobKind.CHUNK, D),
+    Get(BlobKind.LINK, D),
     Prepare(D, 2),
+    Prepare(D, 0, NONCE, Rank.CONTRIBUTORS),
     Promise(D, 2, FIRST_JOURNAL, (1, VALUE)),
     Promise(D, 2, FIRST_JOURNAL, None),
+    Promise(D, 0, JOURNAL, (1, VALUE), LAST),
+    Promise(D, 0, JOURNAL, None, SILENT),
     Propose(0, VALUE),
     Voted(VOTE),
     Cert(Certificate(VALUE, 0, (VOTE,))),
+    Cert(Fork(D, NONCE, Rank.VOTERS, (LAST,), VALUE)),
+    Cert(Fork(D, NONCE, Rank.HOLDERS, (SILENT,), None)),
 ]
 
 
@@ -109,3 +121,46 @@ def test_a_promise_names_no_value_of_its_own_ballot_or_a_later_one():
 def test_start_lists_members_in_order_and_once(members):
     with pytest.raises(MalformedError):
         unseal(seal(Start(D, 0, 0, members, (), 0), RUN, ME), RUN, ME.peer_id)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        Promise(D, 0, JOURNAL, None, LastPromise.sign(OTHER, D, NONCE, Rank.VOTERS, JOURNAL, None)),
+        Ready(D, D, 3, "TRAIN", 4, True, 0, JOURNAL, None, 0, Record.sign(OTHER, D, Standing.LEAVE, JOURNAL)),
+    ],
+    ids=["last promise", "record"],
+)
+def test_a_promise_or_a_wish_in_another_peers_name_is_refused(message):
+    with pytest.raises(MalformedError):
+        unseal(seal(message, RUN, ME), RUN, ME.peer_id)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        Promise(bytes(32), 0, JOURNAL, None, SILENT),
+        Promise(D, 0, bytes(16), None, SILENT),
+        Promise(D, 0, JOURNAL, None, LAST),
+        Promise(D, 0, JOURNAL, (2, VALUE), LAST),
+        Promise(D, 0, JOURNAL, (1, VALUE), SILENT),
+    ],
+    ids=["parent", "journal", "nothing accepted", "another ballot", "something accepted"],
+)
+def test_a_promise_and_the_last_promise_in_it_say_the_same(message):
+    with pytest.raises(MalformedError):
+        unseal(seal(message, RUN, ME), RUN, ME.peer_id)
+
+
+def test_a_last_promise_may_tell_of_any_ballot():
+    """An ordinary promise tells of lower ballots only; the last one ends them all."""
+    said = LastPromise.sign(ME, D, NONCE, Rank.VOTERS, JOURNAL, (9, VALUE.id))
+    message = Promise(D, 0, JOURNAL, (9, VALUE), said)
+    assert unseal(seal(message, RUN, ME), RUN, ME.peer_id) == message
+
+
+def test_goodbye_is_the_wish_to_leave():
+    leaving = Record.sign(ME, D, Standing.LEAVE, JOURNAL)
+    assert Ready(D, D, 3, "TRAIN", 4, True, 0, JOURNAL, None, 0, leaving).leaving
+    assert not NINE[0].leaving
+    assert not NINE[1].leaving
