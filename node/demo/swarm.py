@@ -26,9 +26,10 @@ from atoll.node.paths import Home
 from atoll.protocol.identity import Identity, peer_name
 from atoll.protocol.manifest import MANIFEST_LIMIT, Manifest
 
-DRAIN_S = 6.0
-"""Drain and kill together stay below the ten seconds within which Ctrl-C ends everything."""
+DRAIN_S = 5.5
+"""Drain, end at once and kill together stay below the ten seconds within which Ctrl-C ends everything."""
 
+_AT_ONCE_S = 1.0
 _KILL_S = 2.0
 _SIGN_S = 120.0
 _OUTPUT = "terminal"  # <home>/logs/terminal.log: what the daemon printed
@@ -108,10 +109,13 @@ class Swarm:
         signer = [self._signer.pid] if self._signer and self._signer.returncode is None else []
         pids = [pid for peer in self.peers if (pid := peer.pid)]
         everything = [process for pid in pids for process in process_tree(pid)]
-        for pid in pids:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGTERM)
-        left = await wait_gone(everything, DRAIN_S)
+        left = everything
+        for patience_s in (DRAIN_S, _AT_ONCE_S):  # asked a second time, a daemon ends at once
+            for pid in pids:
+                if any(process.pid == pid for process in left):
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGTERM)
+            left = await wait_gone(left, patience_s)
         doomed = kill_trees([*signer, *(process.pid for process in left)])
         await wait_gone(doomed, _KILL_S)
         for child in (self._signer, *(peer.process for peer in self.peers)):

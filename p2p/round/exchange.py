@@ -236,7 +236,8 @@ class Exchange:
         over = now >= self.grace_ends
         out = []
         for part, owner in enumerate(self.owners):
-            if owner != self.me or part in self._reducing or (part, self.me) in self.results:
+            done = self.results.get((part, self.me))  # one with nobody in it is done anew, once there is somebody
+            if owner != self.me or part in self._reducing or (done and (done.roots or not self._sources(part))):
                 continue
             missing = [m for m in self.start.members if not self._usable(m, part) and (m, part) not in self.excluded]
             if over or not any(awaited(member) for member in missing):

@@ -103,7 +103,7 @@ class Oracle:
         self.manifest, self.layout = manifest, manifest.layout
         exchange = manifest.draft.exchange
         self.exchange, self.outer = exchange, manifest.draft.outer
-        self._contribution, self._gather = codec(exchange.contribution_codec), codec(exchange.gather_codec)
+        self.contribution, self._gather = codec(exchange.contribution_codec), codec(exchange.gather_codec)
         electorate = tuple((peer, FIRST_JOURNAL) for peer in manifest.electorate)
         momentum = None if self.outer.momentum == 0 else np.zeros_like(genesis)
         self.genesis = Place(
@@ -178,6 +178,10 @@ class Oracle:
         if len(value.parts) != self.layout.parts:
             raise WrongError("parts", f"{name} has {len(value.parts)} parts")
 
+    def weight(self, tokens: int) -> int:
+        """Of a contribution of so many tokens."""
+        return 1 if self.exchange.weights == "equal" else -(-tokens // self.exchange.token_unit)
+
     def _tokens(self, value: Value) -> int:
         numel, total = self.layout.numel, 0
         for index, listed in enumerate(value.contributions):
@@ -214,8 +218,8 @@ class Oracle:
         total, weights = np.zeros(size, np.float32), 0
         for index, listed in enumerate(value.contributions):
             if value.parts[part].included[index // 8] >> index % 8 & 1:
-                unit = 1 if self.exchange.weights == "equal" else -(-listed.tokens // self.exchange.token_unit)
-                values = self._contribution.decode(self.made[listed.peer, listed.root].parts[part], size)
+                unit = self.weight(listed.tokens)
+                values = self.contribution.decode(self.made[listed.peer, listed.root].parts[part], size)
                 total = total + np.float32(unit) * values
                 weights += unit
         return self._gather.encode(total / np.float32(weights or 1))  # nobody's part is a step of zeros

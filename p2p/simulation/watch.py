@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from atoll.p2p.round import effects
 from atoll.p2p.round.effects import Effect
+from atoll.p2p.simulation.accounts import Accounts, Vector
 from atoll.p2p.simulation.disk import Link
 from atoll.p2p.simulation.oracle import Made, Oracle, Place, WrongError, is_quorum, leading_order
 from atoll.p2p.simulation.timeline import Timeline
@@ -51,6 +52,7 @@ class Said:
 class Watch:
     def __init__(self, clock: "Clock", seed: int, oracle: Oracle, names: dict[PeerId, str]) -> None:
         self.clock, self.seed, self.oracle, self.timeline = clock, seed, oracle, Timeline(names)
+        self.accounts = Accounts(oracle)
         self.violations: list[Violation] = []
         self.forks: set[Digest] = set()
         self.moved_at: dict[PeerId, float] = {}  # when a peer last moved on

@@ -294,6 +294,20 @@ def test_only_leaves_of_the_announced_root_are_averaged():
     assert late == {1: PEERS[:1], 2: PEERS[:1]}
 
 
+def test_a_part_that_was_reduced_with_nobody_in_it_is_reduced_again_once_there_is_somebody():
+    """A round closed before anybody had taken a step: its contributions come late, and must not come in vain."""
+    table, alone = exchange(), PEERS[:1]
+    table.begin(Start(RUN, 0, 0, tuple(alone), ((0, 3),), 1000), 0.0)
+    assert [item.sources for item in table.reductions(1.5, lambda _: True)] == [(), (), ()]
+    for index in range(3):
+        empty = Blob(BlobKind.RESULT, bytes([30 + index]) * 32, table.shape.result_bytes[index], RUN, part=index)
+        table.hold(PEERS[0], empty, None)
+    table.begin(Start(RUN, 1, 0, tuple(alone), ((0, 3),), 1000), 2.0)
+    assert table.reductions(2.1, lambda _: True) == [], "with nobody there is nothing to do again"
+    table.fix(Head(bytes([9]) * 32, 100, JOURNAL), (bytes([1]) * 32, bytes([2]) * 32, bytes([3]) * 32))
+    assert [[s.peer for s in item.sources] for item in table.reductions(2.2, lambda _: True)] == [alone] * 3
+
+
 def test_a_peer_that_is_silent_is_gone_and_one_never_heard_is_awaited_for_a_while():
     pace = Pace(ExchangeSettings(gone_after_s=2.0), 0.0)
     assert [pace.awaited(PEERS[1], at) for at in (1.0, 7.0)] == [True, False]
