@@ -57,6 +57,8 @@ class Core:
         self.attendance: dict[PeerId, Vote] = {}  # votes for the tip, late ones too
         self.adopting: Digest | None = None
         self.genesis_open = bool(memory)
+        self.answered: dict[tuple[PeerId, Digest], float] = {}  # when a peer was sent what follows a link
+        self.asked: dict[PeerId, float] = {}  # when a peer was asked for a link
         self.orphans = Orphans()
         self.gathered = False  # whether nothing new came since the bytes of certificates were asked for
         self.abandoned: set[Digest] = set()  # certificates of lineages that cannot be reached any more

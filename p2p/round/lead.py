@@ -34,7 +34,8 @@ def closing_at(core: Core, now: float) -> float | None:
     if settings.round_tokens > 0 and _target_reached(core, now):
         due = max(earliest, decree.target_at or now)
     if _a_voter_leaves(core, now) and (due is not None or _anybody_trains(core, now)):
-        return decree.learned_at
+        # At once where somebody has something to give; else when trainers have had time for a step.
+        return decree.learned_at + (0.0 if decree.first_ready_at is not None else 2 * settings.heartbeat_s)
     return due
 
 

@@ -13,8 +13,8 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from atoll.p2p.round import certify, follow, lastballot, lead
-from atoll.p2p.round.chain import Chain, Link, check_value
+from atoll.p2p.round import certify, follow, hear, lastballot, lead
+from atoll.p2p.round.chain import Chain
 from atoll.p2p.round.core import Core
 from atoll.p2p.round.effects import Discard, Effect, KeepParts, Note, Prune, Send
 from atoll.p2p.round.exchange import Head
@@ -22,7 +22,6 @@ from atoll.p2p.round.synod import Acceptor
 from atoll.p2p.round.table import TABLE, Do
 from atoll.protocol.certificate import Certificate
 from atoll.protocol.digest import Digest
-from atoll.protocol.errors import MalformedError, SignatureError
 from atoll.protocol.fork import Fork
 from atoll.protocol.identity import Identity, PeerId, peer_name
 from atoll.protocol.manifest import MAX_CONTRIBUTORS, ExchangeSettings
@@ -33,17 +32,22 @@ from atoll.protocol.messages import (
     Get,
     Message,
     Prepare,
-    Promise,
-    Propose,
     Ready,
-    Start,
     Voted,
 )
 
 EARLY_PARENTS = 4
 EARLY_EVENTS = 4096
-ANSWER_PAUSE_S = 0.2
 KEPT_BASES = 2  # rounds whose contributions are kept on disk, the current one included
+
+ACTIONS: Mapping[Do, Callable[[Core, PeerId, Any, float], None]] = {
+    Do.BEGIN: hear.start,
+    Do.PROMISE: hear.prepare,
+    Do.LAST: hear.last,
+    Do.GATHER: hear.promise,
+    Do.PEND: hear.propose,
+    Do.COUNT: hear.vote,
+}
 
 
 class Round(Core):
@@ -59,17 +63,7 @@ class Round(Core):
             now=now,
         )
         self._early: dict[Digest, list[Callable[[float], None]]] = {}
-        self._answered: dict[tuple[PeerId, Digest], float] = {}
-        self._asked: dict[PeerId, float] = {}
         self._nudge_at = now
-        self._actions: dict[Do, Callable[[PeerId, Any, float], None]] = {
-            Do.BEGIN: self._on_start,
-            Do.PROMISE: self._on_prepare,
-            Do.LAST: self._on_last,
-            Do.GATHER: self._on_promise,
-            Do.PEND: self._on_propose,
-            Do.COUNT: self._on_vote,
-        }
         for link in chain.lineage(chain.tip.id):
             if isinstance(link, Fork):
                 lastballot.note_fork(self, link)
@@ -84,14 +78,14 @@ class Round(Core):
             return self._from_banned(now, peer, message)
         self._know(peer)
         if isinstance(message, Ready):
-            if not self._on_ready(peer, message, now) and now < self.pace.next_heartbeat:
+            if not hear.ready(self, peer, message, now) and now < self.pace.next_heartbeat:
                 return self.drain()  # a heartbeat that says nothing new makes nothing possible
         else:
             self.pace.heard(peer, now)
             if isinstance(message, Cert):
-                self._on_cert(peer, message.link)
+                hear.cert(self, peer, message.link)
             elif isinstance(message, Get):
-                self._on_get(peer, message)
+                hear.get(self, peer, message)
             else:
                 self._dispatch(peer, message, now)
         return self._advance(now)
@@ -106,11 +100,11 @@ class Round(Core):
         """What a peer that equivocated says is not believed; what proves itself, certificates and bytes, is."""
         self.banned[peer] = now
         if isinstance(message, Cert):
-            self._on_cert(peer, message.link)
+            hear.cert(self, peer, message.link)
         elif isinstance(message, Get):
-            self._on_get(peer, message)
+            hear.get(self, peer, message)
         elif isinstance(message, Ready) and message.tip != self.tip.id:
-            self._elsewhere(peer, message, now)
+            hear.elsewhere(self, peer, message, now)
         return self._advance(now)
 
     def _dispatch(self, peer: PeerId, message: Message, now: float) -> None:
@@ -121,10 +115,10 @@ class Round(Core):
         def act(at: float) -> None:
             action = TABLE[self.phase].get(type(message), Do.IGNORE)
             if action is not Do.IGNORE:
-                self._actions[action](peer, message, at)
+                ACTIONS[action](self, peer, message, at)
 
         if isinstance(message, Voted) and message.vote.certificate == self.tip.id != parent:
-            self._on_late_vote(peer, message)
+            hear.late_vote(self, peer, message)
         else:
             self._under(parent, peer, now, act)
 
@@ -153,7 +147,7 @@ class Round(Core):
             if want.base == self.tip.base:
                 self.step(want.part, blob.digest)
         elif blob.parent is not None:
-            self._under(blob.parent, peer, now, lambda at: self._hold(peer, blob, leaves, at))
+            self._under(blob.parent, peer, now, lambda at: hear.hold(self, peer, blob, leaves, at))
         return self._advance(now)
 
     def receiving(self, now: float, peer: PeerId, digest: Digest) -> None:
@@ -207,7 +201,7 @@ class Round(Core):
                 )
             if result is not None:
                 blob = Blob(BlobKind.RESULT, result, self.shape.result_bytes[part], base, part=part, roots=roots)
-                self._hold(self.me, blob, None, now)
+                hear.hold(self, self.me, blob, None, now)
         return self._advance(now)
 
     def stepped(
@@ -321,7 +315,7 @@ class Round(Core):
         if parent in (self.tip.id, self.tip.base):
             event(now)
         elif parent in self.chain:
-            self._answer(peer, parent, now)
+            hear.answer(self, peer, parent, now)
         elif parent in self._early or len(self._early) < EARLY_PARENTS:
             events = self._early.setdefault(parent, [])
             if len(events) < EARLY_EVENTS:
@@ -329,188 +323,6 @@ class Round(Core):
         else:
             self._early.pop(next(iter(self._early)))
             self._early[parent] = [event]
-
-    def _answer(self, peer: PeerId, parent: Digest, now: float) -> None:
-        """CERT answers any message whose parent has a child whose state is held, or else names this peer's tip."""
-        link = self.chain.child(parent) or self.chain.link(self.tip.id)
-        if link is not None and now >= self._answered.get((peer, parent), -1.0) + ANSWER_PAUSE_S:
-            if len(self._answered) > EARLY_EVENTS:
-                self._answered.clear()
-            self._answered[peer, parent] = now
-            self.out.append(Send(peer, Cert(link)))
-
-    def _on_ready(self, peer: PeerId, ready: Ready, now: float) -> bool:
-        """Whether the READY says anything new."""
-        tip = self.tip
-        presence = self.pace.peers.get(peer)
-        before = presence.ready if presence is not None else None
-        returned = self.pace.heard(peer, now, ready)
-        if returned and not ready.leaving:
-            self.out.append(Send(peer, self.ready()))
-        if ready.base == tip.base:
-            self._announced(peer, ready, now)
-        if ready.tip != tip.id:
-            self._elsewhere(peer, ready, now)
-        return returned or before is None or self._says(before) != self._says(ready)
-
-    def _says(self, ready: Ready) -> tuple[object, ...]:
-        """What of a READY can make anything possible."""
-        tokens = ready.tokens if self.settings.round_tokens else 0
-        return ready.tip, ready.base, ready.root, ready.record, ready.trains, tokens
-
-    def _announced(self, peer: PeerId, ready: Ready, now: float) -> None:
-        if ready.record is not None:
-            self.note_record(peer, ready.record)
-        else:
-            self.records.pop(peer, None)
-        if ready.root is not None and ready.tokens > 0:
-            if not self.decree.exchange.announce(peer, Head(ready.root, ready.tokens, ready.journal)):
-                self.out.append(
-                    Note("two_contributions", f"{peer_name(peer)} announced two contributions under one parent", peer)
-                )
-            self.note_ready(now)
-
-    def _elsewhere(self, peer: PeerId, ready: Ready, now: float) -> None:
-        """The peer is not where this one is: tell it what it lacks, or ask for what this one lacks."""
-        if ready.tip in self.chain:
-            if now < self.decree.learned_at + self.settings.heartbeat_s:
-                return  # the certificate is still on its way to everybody, from its leader
-            if self.chain.child(ready.tip) is not None or ready.base not in (self.tip.base, self.tip.id):
-                self._answer(peer, ready.tip, now)
-        elif now >= self._asked.get(peer, -1.0) + ANSWER_PAUSE_S:
-            self._asked[peer] = now
-            self.out.append(Send(peer, Get(BlobKind.LINK, self.orphans.missing(ready.tip))))
-
-    def _on_get(self, peer: PeerId, get: Get) -> None:
-        link = self.chain.link(get.digest) if get.content is BlobKind.LINK else None
-        if link is not None:
-            self.out.append(Send(peer, Cert(link)))
-
-    def _on_cert(self, peer: PeerId, link: Link) -> None:
-        for new in follow.learn(self, peer, link):
-            if isinstance(new, Fork):
-                lastballot.note_fork(self, new)
-            else:
-                self.decree.values.setdefault(new.id, new.value)
-
-    def _on_start(self, peer: PeerId, start: Start, now: float) -> None:
-        decree, tip = self.decree, self.tip
-        current = decree.exchange.start
-        if start.parent != tip.id or peer != tip.leader(start.ballot):
-            return
-        if start.ballot < decree.acceptor.promised:
-            return
-        if current is not None and (start.ballot, start.attempt) <= (current.ballot, current.attempt):
-            return
-        try:
-            decree.exchange.begin(start, now)
-        except MalformedError as error:
-            self.out.append(Note("bad_start", f"{peer_name(peer)}: {error}", peer))
-            return
-        self.heard_ballot(start.ballot, now)
-        decree.progress_at = now
-        self.freeze()
-
-    def _on_prepare(self, peer: PeerId, prepare: Prepare, now: float) -> None:
-        decree, tip, journal = self.decree, self.tip, self.voting_journal
-        if prepare.nonce is not None:
-            self._on_last(peer, prepare, now)
-            return
-        if journal is None or peer != tip.leader(prepare.ballot):
-            return
-        acceptor = decree.acceptor.promise(prepare.ballot)
-        if acceptor is None or (acceptor.accepted is not None and acceptor.accepted[0] >= prepare.ballot):
-            return
-        if acceptor != decree.acceptor:
-            self.remember(acceptor)
-        self.heard_ballot(prepare.ballot, now)
-        self.out.append(Send(peer, Promise(tip.id, prepare.ballot, journal, acceptor.accepted)))
-
-    def _on_last(self, peer: PeerId, prepare: Prepare, now: float) -> None:
-        if prepare.nonce is not None and prepare.parent == self.tip.id:
-            lastballot.answer(self, peer, prepare, now)
-
-    def _on_promise(self, peer: PeerId, promise: Promise, now: float) -> None:
-        decree, tip = self.decree, self.tip
-        try:
-            if promise.accepted is not None:
-                check_value(promise.accepted[1], tip, self.shape.sizes, self.chain.policy)
-            if promise.last is not None:
-                lastballot.promised(self, peer, promise)
-                return
-        except (MalformedError, SignatureError) as error:
-            self.out.append(Note("bad_promise", f"{peer_name(peer)}: {error}", peer))
-            return
-        if decree.proposer is None or decree.proposer.ballot != promise.ballot:
-            return
-        named = any(entry.peer == peer and entry.journal == promise.journal for entry in tip.countable)
-        if named and peer not in decree.proposer.promises:
-            decree.proposer.promises[peer] = promise.accepted
-            decree.progress_at = now
-
-    def _on_propose(self, peer: PeerId, propose: Propose, now: float) -> None:
-        decree, tip = self.decree, self.tip
-        if propose.parent != tip.id or peer != tip.leader(propose.ballot):
-            return
-        if decree.pending is not None and propose.ballot <= decree.pending.ballot:
-            if decree.vote is not None and propose.ballot == decree.vote.ballot:
-                self.out.append(Send(peer, Voted(decree.vote)))
-            return
-        try:
-            check_value(propose.value, tip, self.shape.sizes, self.chain.policy)
-        except (MalformedError, SignatureError) as error:
-            self.out.append(Note("bad_proposal", f"{peer_name(peer)}: {error}", peer))
-            return
-        self.heard_ballot(propose.ballot, now)
-        decree.progress_at = now
-        decree.pending = propose
-        decree.values[propose.value.id] = propose.value
-
-    def _on_vote(self, peer: PeerId, message: Voted, now: float) -> None:
-        vote, tally = message.vote, self.decree.tally
-        if vote.parent != self.tip.id:
-            return
-        try:
-            vote.check()
-        except SignatureError as error:
-            self.out.append(Note("bad_vote", f"{peer_name(peer)}: {error}", peer))
-            return
-        if tally.contradiction(vote) is not None:
-            self.banned[vote.peer] = now
-            self.pace.forget(vote.peer)
-            twice = f"{peer_name(vote.peer)} voted for two values in ballot {vote.ballot}"
-            self.out.append(Note("equivocation", twice, vote.peer))
-        elif tally.add(vote, self.tip.countable):
-            self.decree.progress_at = now
-
-    def _on_late_vote(self, peer: PeerId, message: Voted) -> None:
-        """A vote for what is certified already: attendance."""
-        vote, above = message.vote, self.chain.parent(self.tip.id)
-        if above is None or vote.parent != above or vote.peer in self.attendance:
-            return
-        if not any(e.peer == vote.peer and e.journal == vote.journal for e in self.chain.tip_of(above).countable):
-            return
-        try:
-            vote.check()
-        except SignatureError as error:
-            self.out.append(Note("bad_vote", f"{peer_name(peer)}: {error}", peer))
-            return
-        self.attendance[vote.peer] = vote
-
-    def _hold(self, peer: PeerId, blob: Blob, leaves: tuple[Digest, ...] | None, now: float) -> None:
-        decree = self.decree
-        if blob.parent != self.tip.base:
-            return
-        try:
-            decree.exchange.hold(peer, blob, leaves)
-        except MalformedError as error:
-            self.out.append(Note("bad_leaves", f"{peer_name(peer)}: {error}", peer))
-            return
-        decree.progress_at = now
-        if blob.content is BlobKind.RESULT:
-            self.results_held[blob.digest] = blob.parent
-            self.gathered = False
-            self.step(blob.part, blob.digest)
 
     # What has become possible.
 
