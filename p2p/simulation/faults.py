@@ -28,6 +28,7 @@ RATES = {  # events in a run of 20 rounds
     Fault.TORN_JOURNAL: 1.0, Fault.EQUIVOCATE: 0.8,
 }
 USUAL_ROUNDS = 20
+CANNOT_VOTE = 0.25  # of the times in which a peer becomes slow
 
 
 class Injector:
@@ -41,6 +42,7 @@ class Injector:
             Fault.REORDER: self._reorder, Fault.SLOW: self._slow, Fault.CORRUPT: self._corrupt,
             Fault.LEAVE: self._leave, Fault.TORN_JOURNAL: self._torn, Fault.EQUIVOCATE: self._equivocate,
         }
+        self._rarely = random.Random(f"atoll faults, rarely {seed}")
         self._plan = plan
         self.disturbed_at = 0.0
 
@@ -174,6 +176,7 @@ class Injector:
             return True
         generation = victim.disk.generation
         victim.disk = Disk(self.world.new_journal(), generation=generation)
+        self.world.watch.accounts.lost(victim.id)
         self.world.watch.note(victim, "loses its disk")
         self._later(self._rounds(dice, 0.05, 2.0), self._come_back, victim)
         return True
@@ -217,11 +220,23 @@ class Injector:
         return True
 
     def _slow(self, dice: random.Random) -> bool:
+        if self._rarely.random() < CANNOT_VOTE:
+            return self._cannot_vote()
         victim, factor = dice.choice(self.world.peers), dice.uniform(3, 20)
         what = dice.choice(("step_s", "upload_bps"))
         before = getattr(victim, what)
         setattr(victim, what, before * factor if what == "step_s" else before / factor)
         self._later(self._rounds(dice, 0.5, 4.0), setattr, victim, what, before)
+        return True
+
+    def _cannot_vote(self) -> bool:
+        """A peer that is too slow to hold what it would vouch for says so; some never vote again."""
+        alive = [peer for peer in self._alive() if not peer.cannot_vote]
+        if not alive:
+            return False
+        victim = self._rarely.choice(alive)
+        victim.may_vote(able=False)
+        self._later(self._rounds(self._rarely, 1.0, 8.0), victim.may_vote, True)
         return True
 
     def _leave(self, dice: random.Random) -> bool:
@@ -240,9 +255,14 @@ class Injector:
     def _depart(self, victim: "Peer", life: int, bound: float, dice: random.Random | None) -> None:
         if not victim.alive or victim.life != life:
             return
-        if not victim.round.departed(victim.now) and self.world.clock.now < bound:
+        watch, membership = self.world.watch, self.world.membership
+        if victim.round.departed(victim.now):
+            watch.holds(membership.departs, victim, peer=victim)
+        elif self.world.clock.now < bound:
             self._later(0.5, self._depart, victim, life, bound, dice)
             return
+        else:
+            watch.holds(membership.stays, victim, peer=victim)
         victim.kill(told=True)
         victim.left = dice is None
         if dice is not None:

@@ -19,6 +19,7 @@ def check_end(world: "World") -> None:
     _check_one_tip(world, alive)
     for peer in alive:
         _check_choice(world, peer)
+        world.watch.holds(world.watch.accounts.check, peer, peer=peer)
     for peer in alive[:: max(1, len(alive) // REPLAYED)]:
         _check_replay(world, peer)
 

@@ -145,7 +145,9 @@ class Oracle:
             contributors=frozenset(c.peer for c in value.contributions),
             voted_on=tuple(peer for peer, _ in above.electorate),
         )
-        self._electorate(place, value, above)
+        for record in value.records:
+            self._check_record(record, above)
+        self._succeed(place, value, above, value.records)
         named = tuple((entry.peer, entry.journal) for entry in value.electorate)
         if named != place.electorate:
             raise WrongError("electorate", f"{name} names another electorate than the rules give")
@@ -226,7 +228,15 @@ class Oracle:
 
     # Who votes next (rule 2).
 
-    def _electorate(self, place: Place, value: Value, above: Place) -> None:
+    def electorate(self, value: Value, above: Place, records: tuple[Record, ...]) -> Entries:
+        """Who would vote behind a value if these were its records."""
+        place = Place(
+            value.id, above, None, value.round, 0, value.state, (), above.params, None,
+            contributors=frozenset(c.peer for c in value.contributions))
+        self._succeed(place, value, above, records)
+        return place.electorate
+
+    def _succeed(self, place: Place, value: Value, above: Place, records: tuple[Record, ...]) -> None:
         present = {peer for i, peer in enumerate(above.voted_on) if value.attendance[i // 8] >> i % 8 & 1}
         contributing = place.contributors
         missed = {
@@ -236,9 +246,7 @@ class Oracle:
         }
         evicted = {peer for peer, rounds in missed.items() if rounds >= 2 and peer not in contributing}
         entries = [entry for entry in above.electorate if entry[0] not in evicted] or [above.electorate[0]]
-        wishes = {record.peer: record for record in value.records}
-        for record in value.records:
-            self._check_record(record, above)
+        wishes = {record.peer: record for record in records}
         entries = [
             (peer, wishes[peer].journal if peer in wishes and wishes[peer].kind is Standing.JOIN else journal)
             for peer, journal in entries

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from atoll.p2p.residuals import Residuals
 from atoll.p2p.round import effects
 from atoll.p2p.round import electorate as electorates
 from atoll.p2p.round.chain import Chain
@@ -16,7 +17,7 @@ from atoll.p2p.round.effects import Effect
 from atoll.p2p.round.round import Round
 from atoll.p2p.simulation.disk import Link
 from atoll.p2p.simulation.network import Meter
-from atoll.p2p.simulation.plan import INNER_STEPS, PeerPlan
+from atoll.p2p.simulation.plan import INNER_STEPS, TOKENS_PER_STEP, PeerPlan
 from atoll.p2p.workshop import OuterState, Workshop
 from atoll.protocol import canonical
 from atoll.protocol.certificate import Certificate, Contribution
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
 ARITHMETIC_S = 0.01
 COMMIT_S = 0.02
-TOKENS_PER_STEP = 13
 
 
 class Peer:
@@ -44,6 +44,7 @@ class Peer:
         self.died_at = self.uploads_until = 0.0
         self.leaving_since: float | None = None
         self.left = self.gone = False
+        self.cannot_vote, self.wishes_since = False, 0.0  # what it wants of the electorate, and since when
         self.hostile = False  # it has voted twice in a ballot: whoever knows has banned it
         self.die_in_save: Callable[[Peer], None] | None = None  # a torn journal, armed
         self.after_save: Callable[[Peer, effects.Save], bool] | None = None  # until it says that it has done its deed
@@ -69,11 +70,12 @@ class Peer:
         self.life += 1
         disk.generation += 1
         self.left, self.leaving_since, self._base, self._checking = False, None, None, False
+        self.wishes_since = self.world.clock.now
         chain = Chain(
             manifest.run_id, electorates.genesis(manifest.electorate), manifest.genesis.digest, manifest.layout,
             owner=manifest.owner, settings=scenario.settings,
         )
-        self.workshop = self.new_workshop()
+        self.workshop = self.new_workshop(disk.residuals)
         self._replay(chain)
         if disk.floor and not any(parent in chain for parent in disk.floor):
             disk.lose_journal(self.world.new_journal())  # it has forgotten votes under parents that come again
@@ -81,6 +83,7 @@ class Peer:
             self.identity, chain, scenario.settings, journal=disk.journal, memory=dict(disk.promises),
             stored=disk.blobs.results(), rounds=manifest.draft.run.rounds, trains=self.plan.trains, now=self.now,
         )
+        self.round.cannot_vote, self.round.ticket = self.cannot_vote, self.plan.ticket
         self.world.watch.started(self)
         self._restore_contribution()
         for other in self.world.reachable(self):
@@ -95,6 +98,7 @@ class Peer:
         for number, link in enumerate(list(disk.log), 1):
             if number == saved:
                 self.workshop.state = copy_state(disk.states[link.id])
+                self.workshop.settle_at(certificates(disk.log[:number]))
             elif number > saved and isinstance(link, Certificate):
                 try:
                     self.workshop.commit(link)
@@ -104,12 +108,10 @@ class Peer:
             chain.append(link)
         self.workshop.settle_at(certificates(disk.log))
 
-    def new_workshop(self) -> Workshop:
-        """One with the state of genesis."""
+    def new_workshop(self, residuals: Residuals | None = None) -> Workshop:
+        """One with the state of genesis; its ledger is empty, unless it is given the residuals of the disk."""
         return Workshop(
-            self.world.scenario.manifest, self.disk.blobs, self.world.genesis_state(), own=self.id,
-            residuals=self.disk.residuals,
-        )
+            self.world.scenario.manifest, self.disk.blobs, self.world.genesis_state(), own=self.id, residuals=residuals)
 
     def _restore_contribution(self) -> None:
         base = self.round.chain.tip.base
@@ -131,13 +133,22 @@ class Peer:
                     self.world.clock.after(0.05, other.link_broke, other.life, self.id)
 
     def leave(self) -> None:
-        self.leaving_since = self.world.clock.now
+        self.leaving_since = self.wishes_since = self.world.clock.now
         self.world.watch.note(self, "wants to leave")
         self._event(self.round.leave(self.now))
+
+    def may_vote(self, able: bool) -> None:
+        """It cannot hold what a vote vouches for, or can again."""
+        self.cannot_vote, self.wishes_since = not able, self.world.clock.now
+        self.world.watch.note(self, "can vote again" if able else "cannot vote")
+        if self.alive:
+            self.round.cannot_vote = not able
+            self._event(self.round.tick(self.now))
 
     # What the network brings.
 
     def arrived(self, sender: PeerId, message: Message) -> None:
+        self.world.membership.hears(self, sender, message)
         if isinstance(message, Get) and message.content is not BlobKind.LINK:
             self._answer(sender, message)
         elif isinstance(message, Blob):
@@ -192,6 +203,9 @@ class Peer:
 
     def _tick(self, life: int, due: float) -> None:
         if self.alive and life == self.life and due == self._due_at:
+            if self._base == self.round.chain.tip.base:
+                self.round.inner_step = min(INNER_STEPS, self._steps_taken())
+                self.round.tokens = self.round.inner_step * TOKENS_PER_STEP
             self._event(self.round.tick(self.now))
 
     def _later(self, delay: float, action: Callable[..., object], *args: Any) -> None:
@@ -213,8 +227,11 @@ class Peer:
     def _freeze(self, base: Digest) -> None:
         if base == self._base:
             taken = (self.world.clock.now - self._trains_since) / self.step_s
-            steps = min(INNER_STEPS, int(taken) + 1)  # it stops at the next step boundary
+            steps = min(INNER_STEPS, self._steps_taken() + 1)  # it stops at the next step boundary
             self._later((steps - taken) * self.step_s if steps > taken else 0.0, self._contribute, base, steps)
+
+    def _steps_taken(self) -> int:
+        return int((self.world.clock.now - self._trains_since) / self.step_s)
 
     def _contribute(self, base: Digest, steps: int) -> None:
         if base != self.round.chain.tip.base or base in self.disk.contributions:
@@ -224,7 +241,7 @@ class Peer:
         root, leaves = self.workshop.encode(base, vector, self.round.shape.weight(tokens))
         own = Contribution(self.id, root, tokens, self.disk.journal)
         self.disk.contributions[base] = own, leaves
-        self.world.watch.contributed(self, base, own, leaves)
+        self.world.watch.contributed(self, base, own, leaves, vector)
         self._event(self.round.contributed(self.now, base, root, tokens, leaves))
 
     # Effects.

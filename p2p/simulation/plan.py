@@ -26,9 +26,12 @@ from atoll.protocol.manifest import (
     OuterSettings,
     RunSettings,
 )
+from atoll.protocol.standing import sign_ticket
 
 NUMEL, PART_ELEMENTS = 112, 32  # four parts, the last one shorter
 INNER_STEPS = 8
+TOKENS_PER_STEP = 13
+USUAL_TOKENS = 6 * TOKENS_PER_STEP  # a peer's share of a round's token target, where there is one
 STEP_S = 1.0
 FEW_PEERS = 32
 MAX_SIMULATED = MAX_CONTRIBUTORS
@@ -103,6 +106,7 @@ class PeerPlan:
     clock_rate: float  # local seconds per true second
     place: tuple[float, float]  # latency between two peers grows with their distance
     trains: bool
+    ticket: bytes  # the owner's, or none
 
 
 @dataclass(frozen=True)
@@ -142,9 +146,17 @@ def draw(plan: Plan, seed: int) -> Scenario:
         outer=OuterSettings(learning_rate=0.7, momentum=0.9) if dice.random() < 0.8 else OuterSettings(),
         exchange=_exchange(plan, dice),
     )
+    rarely = random.Random(f"atoll scenario, rarely {seed}")
+    draft = dataclasses.replace(draft, exchange=_rare_settings(plan, rarely, draft.exchange))
     genesis = np.random.default_rng(seed).standard_normal(NUMEL).astype(np.float32)
     manifest = Manifest.sign(draft, _genesis(genesis, draft), identities[0])
+    tickets = rarely.random() < 0.25
     peers = tuple(_peer(plan, dice, identity, index, voters) for index, identity in enumerate(identities))
+    if tickets:
+        peers = tuple(
+            dataclasses.replace(peer, ticket=sign_ticket(identities[0], manifest.run_id, peer.identity.peer_id))
+            if index >= voters and rarely.random() < 0.5 else peer for index, peer in enumerate(peers)
+        )
     few = plan.peers <= FEW_PEERS
     return Scenario(plan, seed, manifest, genesis, peers, sample=64 if few else 4096)
 
@@ -175,6 +187,13 @@ def _exchange(plan: Plan, dice: random.Random) -> ExchangeSettings:
     )
 
 
+def _rare_settings(plan: Plan, rarely: random.Random, usual: ExchangeSettings) -> ExchangeSettings:
+    """What only some seeds have: a token target, another cap of the residual."""
+    cap = rarely.choice((1.0, 1.0, 0.5, 4.0))
+    target = rarely.choice((0, 0, 0, plan.peers * USUAL_TOKENS))
+    return dataclasses.replace(usual, residual_cap=cap, round_tokens=target)
+
+
 def _genesis(params: np.ndarray, draft: Draft) -> GenesisSettings:
     layout = Layout(params.size, draft.exchange.part_elements)
     vectors = [params] if draft.outer.momentum == 0 else [params, np.zeros_like(params)]
@@ -192,5 +211,5 @@ def _peer(plan: Plan, dice: random.Random, identity: Identity, index: int, voter
     return PeerPlan(
         identity, starts_at, STEP_S * factor, upload, dice.uniform(0, 1e6) if skewed else 0.0,
         dice.uniform(0.8, 1.2) if skewed else 1.0, (dice.random(), dice.random()),
-        trains=index == 0 or plan.peers < 4 or dice.random() < 0.95,
+        trains=index == 0 or plan.peers < 4 or dice.random() < 0.95, ticket=b"",
     )

@@ -4,6 +4,7 @@ Asks `oracle` what must be so and the disks what is really there; never trusts w
 violations, with time and timeline, and lets the run go on. Whether anything happens at all is `liveness`'s question.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from atoll.p2p.round import effects
 from atoll.p2p.round.effects import Effect
 from atoll.p2p.simulation.accounts import Accounts, Vector
 from atoll.p2p.simulation.disk import Link
+from atoll.p2p.simulation.membership import Membership
 from atoll.p2p.simulation.oracle import Made, Oracle, Place, WrongError, is_quorum, leading_order
 from atoll.p2p.simulation.timeline import Timeline
 from atoll.protocol.certificate import FIRST_JOURNAL, Certificate, Contribution, Value, Vote
@@ -64,6 +66,7 @@ class Watch:
         self._tally: dict[tuple[Digest, int, Digest], set[PeerId]] = {}
         self._chosen: dict[Digest, Digest] = {}
         self._last_seen: Any = None
+        self.membership: Membership
 
     # Saying so.
 
@@ -79,13 +82,24 @@ class Watch:
     def note(self, peer: "Peer | None", what: str, subject: Any = None) -> None:
         self.timeline.add(self.clock.now, "-" if peer is None else peer.name, what, subject)
 
+    def holds(self, check: Callable[..., None], *args: Any, peer: "Peer") -> None:
+        """Accuse the peer of what the check raises."""
+        try:
+            check(*args)
+        except WrongError as error:
+            self.accuse(error.rule, str(error), peer)
+
     def _known(self, link: Link, peer: "Peer") -> Place | None:
         """The link's place in the tree, after its first meeting checked."""
+        new = link.id not in self.oracle.places
         try:
-            return self.oracle.add(link)
+            place = self.oracle.add(link)
         except WrongError as error:
             self.accuse(error.rule, str(error), peer)
             return None
+        if new and place.parent is not None:
+            self.holds(self.membership.certified, place, place.parent, peer=peer)
+        return place
 
     # What peers do.
 
@@ -94,14 +108,18 @@ class Watch:
         self.note(peer, f"starts at round {chain.tip.round}, journal {peer.disk.journal.hex()[:6]}")
         self.moved_at[peer.id] = self.clock.now
         self.held[peer.id] = {link.id for link in peer.disk.log if isinstance(link, Certificate)}
+        self.accounts.stands_at(peer.id, chain.tip.round)
         self._check_state(peer)
 
-    def contributed(self, peer: "Peer", base: Digest, own: Contribution, leaves: tuple[Digest, ...]) -> None:
+    def contributed(
+        self, peer: "Peer", base: Digest, own: Contribution, leaves: tuple[Digest, ...], gradient: Vector,
+    ) -> None:
         parts = tuple(peer.disk.blobs.read(leaf) for leaf in leaves)
         for (maker, root), made in self.oracle.made.items():
             if maker == peer.id and made.base == base and made.contribution.journal == own.journal and root != own.root:
                 self.accuse("immutable contribution", "journaled a second contribution under one base", peer)
-        self.oracle.made[peer.id, own.root] = Made(base, own, parts)
+        made = self.oracle.made[peer.id, own.root] = Made(base, own, parts)
+        self.holds(self.accounts.contributed, peer, made, gradient, peer=peer)
 
     def effect(self, peer: "Peer", effect: Effect) -> None:
         """Called before an effect is carried out."""
@@ -153,10 +171,13 @@ class Watch:
         self.held.setdefault(peer.id, set()).add(certificate.id)
         self.moved_at[peer.id] = self.clock.now
         self.best_round = max(self.best_round, certificate.value.round)
+        self.accounts.stands_at(peer.id, certificate.value.round)
         self.clock.after(0.0, self._check_later, peer, peer.life)
 
     def adopted(self, peer: "Peer", lineage: list[Link]) -> None:
-        self.held.setdefault(peer.id, set()).update(link.id for link in lineage if isinstance(link, Certificate))
+        certificates = [link for link in lineage if isinstance(link, Certificate)]
+        self.held.setdefault(peer.id, set()).update(link.id for link in certificates)
+        self.accounts.stands_at(peer.id, certificates[-1].value.round if certificates else 0)
         self.moved_at[peer.id] = self.clock.now
         self.clock.after(0.0, self._check_later, peer, peer.life)
 
@@ -174,6 +195,7 @@ class Watch:
             self.accuse("same tip, same digest", f"its state at round {place.round} is not the certified one", peer)
         elif state.parent != tip.base:
             self.accuse("same tip, same digest", "its state does not belong to the certificate its tip stands on", peer)
+        self.holds(self.accounts.check, peer, peer=peer)
 
     # What peers say.
 
@@ -239,6 +261,7 @@ class Watch:
         if save.acceptor.accepted is None:
             return
         ballot, value = save.acceptor.accepted
+        self.membership.votes(peer.id, value.id)
         before = said.accepted.get(ballot)
         if before is None:
             if ballot < said.promised:
@@ -299,6 +322,8 @@ class Watch:
         if order[propose.ballot % len(order)] != peer.id:
             self.accuse("leader", f"proposes in ballot {propose.ballot}, which it does not lead", peer)
         key = peer.id, propose.parent, propose.ballot
+        if not propose.carried and key not in self._proposed:
+            self.holds(self.membership.proposes, peer, propose.value, above, peer=peer)
         if self._proposed.setdefault(key, propose.value.id) != propose.value.id:
             self.accuse("one value per ballot", f"proposes two values in ballot {propose.ballot}", peer)
 

@@ -14,6 +14,7 @@ from atoll.p2p.simulation.disk import Disk
 from atoll.p2p.simulation.faults import Injector
 from atoll.p2p.simulation.finish import check_end
 from atoll.p2p.simulation.liveness import Liveness
+from atoll.p2p.simulation.membership import Membership
 from atoll.p2p.simulation.network import Network
 from atoll.p2p.simulation.oracle import Oracle
 from atoll.p2p.simulation.peer import Peer
@@ -54,6 +55,7 @@ class World:
         self.oracle = Oracle(scenario.manifest, scenario.genesis)
         names = {peer.identity.peer_id: f"p{index}" for index, peer in enumerate(scenario.peers)}
         self.watch = Watch(self.clock, seed, self.oracle, names)
+        self.membership = self.watch.membership = Membership(self)
         self.network = Network(self.clock, seed, scenario.manifest.run_id, scenario.sample)
         self.peers = [Peer(self, index, peer) for index, peer in enumerate(scenario.peers)]
         self.network.peers = {peer.id: peer for peer in self.peers}

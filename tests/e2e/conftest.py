@@ -28,8 +28,8 @@ SMALL_MODEL = {
     "hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 4, "max_position_embeddings": 32, "tie_word_embeddings": True,
 }
-# L is below the bound that the manifest's default keeps (here 12 s), or the tests of FORKs would take minutes: where the
-# trainers load for long on a busy machine, the very first round may FORK. Tests count FORKs from there.
+# L is below the bound that the manifest's default keeps (here 12 s), or the tests of FORKs would take minutes: where
+# the trainers load for long on a busy machine, the very first round may FORK. Tests count FORKs from there.
 SHORT_ROUNDS = {
     "grace_s": 3.0, "min_round_s": 1.0, "ballot_timeout_s": 1.5, "heartbeat_s": 0.4, "gone_after_s": 3.0,
     "fork_after_s": 5.0, "admit_after": 1,

@@ -126,4 +126,5 @@ def test_two_halves_that_were_cut_apart_end_in_the_lineage_of_the_one_with_the_q
 
 def grown(peers):
     """Certified rounds behind the last FORK that all of these peers have."""
-    return min(sum(1 for row in rows if row["forks"] == rows[-1]["forks"]) for rows in (peer.rounds() for peer in peers))
+    told = [peer.rounds() for peer in peers]
+    return min(sum(1 for row in rows if row["forks"] == rows[-1]["forks"]) for rows in told)
