@@ -126,9 +126,12 @@ class ExchangeSettings:
     checkpoint_every: int = setting(1, low=1, high=100_000, doc="certificates between two full states on disk")
 
     def fork_timeout_s(self, electorate: int) -> float:
-        """L for an electorate of this size: given, or at least a round and 1.5 delta for each ballot and one more."""
-        usual = self.grace_s + max(self.min_round_s, self.round_s) + 1.5 * self.ballot_timeout_s * (electorate + 1)
-        return self.fork_after_s or usual
+        """L for an electorate of this size."""
+        return self.fork_after_s or self.usual_fork_timeout_s(electorate)
+
+    def usual_fork_timeout_s(self, electorate: int) -> float:
+        """The least L that is safe to give: a round, and 1.5 delta for each ballot and one more."""
+        return self.grace_s + max(self.min_round_s, self.round_s) + 1.5 * self.ballot_timeout_s * (electorate + 1)
 
 
 @dataclass(frozen=True)

@@ -80,6 +80,13 @@ def run_sign(args: argparse.Namespace) -> int:
         target.unlink(missing_ok=True)
         genesis_beside(target).unlink(missing_ok=True)
         raise
+    exchange, voters = draft.exchange, len(manifest.electorate)
+    usual = exchange.usual_fork_timeout_s(voters)
+    if exchange.fork_timeout_s(voters) < usual:
+        terminal.complain(
+            f"atoll: `exchange.fork_after_s` is less than a round with all its ballots may take ({usual:g} s): "
+            "voters that are merely slow may go on in a lineage of their own."
+        )
     terminal.say(f"run {manifest.run_id.hex()}")
     terminal.say(f"{genesis.numel:,} parameters; start with `atoll up --run {target}`, invite by `atoll invite`.")
     return ExitCode.OK

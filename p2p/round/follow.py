@@ -15,6 +15,8 @@ from atoll.protocol.fork import Fork
 from atoll.protocol.identity import PeerId, peer_name
 from atoll.protocol.messages import BlobKind, Get
 
+MAX_AHEAD = 1024  # results that are asked for at a time
+
 
 def learn(core: Core, peer: PeerId, link: Link) -> list[Link]:
     """Take a link from a peer into the tree, with whatever waited for it; the links that are new."""
@@ -35,6 +37,8 @@ def learn(core: Core, peer: PeerId, link: Link) -> list[Link]:
             core.out.append(Note("bad_certificate", f"{peer_name(sender)}: {error}", sender))
             continue
         new.append(link)
+        if isinstance(link, Certificate) and len(core.wants.open) < MAX_AHEAD:
+            _complete(core, link)  # ask ahead: its turn comes when the certificates before it are held
         todo += core.orphans.children(link.id)
     return new
 

@@ -192,11 +192,22 @@ def propose(core: Core, now: float) -> None:
         core.to_voters(propose)
 
 
+def may_contribute(core: Core, peer: PeerId, now: float) -> bool:
+    """Whether to go on waiting for this member's bytes."""
+    heads = core.decree.exchange.heads
+    if peer == core.me:
+        return core.trains and not core.decree.empty and core.me not in heads
+    ready = core.pace.ready(peer, now)
+    return ready is not None and (ready.trains or peer in heads) and ready.round <= core.tip.round
+
+
 def _may_be_empty(core: Core, now: float) -> bool:
     """Rule 4: from ballot 1 on a leader that holds no contribution at all may propose the empty value."""
     decree, exchange = core.decree, core.decree.exchange
     proposer = decree.proposer
-    if proposer is None or proposer.ballot < 1 or now < exchange.grace_ends or exchange.anything_held:
+    if proposer is None or proposer.ballot < 1 or exchange.anything_held or exchange.start is None:
+        return False
+    if now < exchange.grace_ends and any(may_contribute(core, peer, now) for peer in exchange.start.members):
         return False
     for part in range(core.shape.parts):
         core.step(part, ZERO_DIGEST)  # the chunks as they are

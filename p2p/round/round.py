@@ -211,7 +211,7 @@ class Round(Core):
         if base == self.tip.base:
             self.decree.stepping.discard((part, result))
             self.decree.stepped[part, result] = chunks
-            if chunks is None:
+            if chunks is None and not self.decree.committing:  # else the state has moved on meanwhile
                 self.out.append(Note("unusable_result", f"the result of part {part} does not decode to finite numbers"))
         return self._advance(now)
 
@@ -361,22 +361,11 @@ class Round(Core):
         if exchange.start is None:
             return
         self.out += exchange.sends(lambda peer: self.pace.present(peer, now))
-        self.out += exchange.reductions(now, lambda peer: self._may_contribute(peer, now))
+        self.out += exchange.reductions(now, lambda peer: lead.may_contribute(self, peer, now))
         everybody = [p for p in self.audience() if self.pace.present(p, now)]
         for part, owner in enumerate(exchange.owners):
             if owner == self.me:
                 self.out += exchange.spread(part, everybody)
-
-    def _may_contribute(self, peer: PeerId, now: float) -> bool:
-        """Whether an owner should go on waiting for this member's bytes."""
-        if peer == self.me:
-            return self.trains and not self.decree.empty and self.me not in self.decree.exchange.heads
-        ready = self.pace.ready(peer, now)
-        return (
-            ready is not None
-            and (ready.trains or peer in self.decree.exchange.heads)
-            and ready.round <= self.tip.round
-        )
 
     # Sending.
 
