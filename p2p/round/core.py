@@ -128,6 +128,21 @@ class Core:
         """Voters at the tip that are alive, this peer among them."""
         return [p for p in self.tip.voters if p == self.me or self.pace.present(p, now)]
 
+    def voters_here(self, now: float) -> list[PeerId]:
+        """Voters at the tip that are alive and stand there themselves."""
+        def stands_here(peer: PeerId) -> bool:
+            ready = self.pace.ready(peer, now)
+            return ready is not None and ready.tip == self.tip.id
+
+        return [p for p in self.tip.voters if p == self.me or stands_here(p)]
+
+    def stalled(self, now: float) -> bool:
+        """Whether this peer has left the decree under the tip, or it has got nowhere for half of L (L without a ballot)."""
+        decree, patience = self.decree, self.settings.fork_timeout_s(len(self.tip.voters))
+        if decree.stalled_at is None:
+            return decree.acceptor.left or now >= max(decree.learned_at, self.pace.woke_at) + patience
+        return decree.acceptor.left or now >= max(decree.stalled_at, self.pace.woke_at) + patience / 2
+
     def has_bytes(self, peer: PeerId, now: float) -> bool:
         """Whether bytes can be asked of a peer: they are named by their digests, so of a banned one, too."""
         heard = self.banned.get(peer)

@@ -5,13 +5,14 @@ on another lineage the outer state is rebuilt. Functions of `Core`; each does on
 """
 
 from atoll.p2p.round import certify
+from atoll.p2p.round import electorate as electorates
 from atoll.p2p.round.chain import Link, parent_of
 from atoll.p2p.round.core import Core
 from atoll.p2p.round.effects import Adopt, Commit, Enter, Note, Send
 from atoll.protocol.certificate import Certificate
 from atoll.protocol.digest import ZERO_DIGEST
 from atoll.protocol.errors import MalformedError, SignatureError
-from atoll.protocol.fork import Fork
+from atoll.protocol.fork import Fork, Rank
 from atoll.protocol.identity import PeerId, peer_name
 from atoll.protocol.messages import BlobKind, Get
 
@@ -81,6 +82,8 @@ def follow(core: Core, now: float) -> None:
             core.decree = core.new_decree(now)
         link = next_link(core, best)
         if isinstance(link, Fork):
+            if stays(core, link, now):
+                return
             enter(core, link, now)
         else:
             apply(core, link, now)
@@ -101,6 +104,17 @@ def give_up(core: Core, target: bytes, lost: bytes) -> None:
     for part in link.value.parts if isinstance(link, Certificate) else ():
         core.results_held.pop(part.digest, None)
     core.gathered = False
+
+
+def stays(core: Core, fork: Fork, now: float) -> bool:
+    """Whether a lineage behind a FORK at the tip has to wait: those whom it gave up are here, and getting on.
+
+    Their certificate will outweigh it. Without this anybody's FORK could take everybody out of a round under way.
+    """
+    if core.stalled(now):
+        return False
+    here = core.voters_here(now)
+    return bool(here) if fork.rank is not Rank.VOTERS else electorates.is_quorum(core.tip.electorate, here)
 
 
 def next_link(core: Core, target: bytes) -> Link:

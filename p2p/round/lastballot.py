@@ -124,11 +124,8 @@ def answer(core: Core, peer: PeerId, prepare: Prepare, now: float) -> None:
 
 def _sees_a_quorum(core: Core, now: float) -> bool:
     """Whether this voter has no reason to leave: a quorum is there, and has not been stalled for half of L."""
-    decree = core.decree
-    if decree.acceptor.left or not core.votes or not is_quorum(core.tip.electorate, core.voters_present(now)):
-        return False
-    patience = core.settings.fork_timeout_s(len(core.tip.voters)) / 2
-    return decree.stalled_at is None or now < max(decree.stalled_at, core.pace.woke_at) + patience
+    there = core.voters_present(now)
+    return core.votes and is_quorum(core.tip.electorate, there) and not core.stalled(now)
 
 
 def promised(core: Core, peer: PeerId, promise: Promise) -> None:
