@@ -137,11 +137,14 @@ class Core:
         return [p for p in self.tip.voters if p == self.me or stands_here(p)]
 
     def stalled(self, now: float) -> bool:
-        """Whether this peer has left the decree under the tip, or it has got nowhere for half of L (L without a ballot)."""
-        decree, patience = self.decree, self.settings.fork_timeout_s(len(self.tip.voters))
-        if decree.stalled_at is None:
-            return decree.acceptor.left or now >= max(decree.learned_at, self.pace.woke_at) + patience
-        return decree.acceptor.left or now >= max(decree.stalled_at, self.pace.woke_at) + patience / 2
+        """Whether this peer has left the decree under the tip, or its ballots have got nowhere for half of L.
+
+        Where no ballot was opened at all, training may take its time: then as long as a lone voter would wait.
+        """
+        decree, size = self.decree, len(self.tip.voters)
+        since = decree.learned_at if decree.stalled_at is None else decree.stalled_at
+        patience = self.settings.fork_timeout_s(size) * (size if decree.stalled_at is None else 0.5)
+        return decree.acceptor.left or now >= max(since, self.pace.woke_at) + patience
 
     def has_bytes(self, peer: PeerId, now: float) -> bool:
         """Whether bytes can be asked of a peer: they are named by their digests, so of a banned one, too."""
