@@ -87,6 +87,11 @@ class Accounts:
         """Its disk is gone."""
         self._rests.pop(peer, None)
 
+    def damaged(self, peer: PeerId, base: Digest | None) -> None:
+        """The rest of one contribution is gone."""
+        if base is not None:
+            self._rests.get(peer, {}).pop(base, None)
+
     def check(self, peer: "Peer") -> None:
         """Whether a peer's ledger adds up, in itself and with the certificates. Raises WrongError."""
         ledger = peer.workshop.ledger

@@ -11,7 +11,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from atoll.p2p.round import effects
-from atoll.p2p.simulation.disk import Disk
 from atoll.p2p.simulation.oracle import is_quorum
 from atoll.p2p.simulation.plan import Fault
 from atoll.protocol.certificate import Certificate, Vote
@@ -28,6 +27,7 @@ RATES = {  # events in a run of 20 rounds
     Fault.TORN_JOURNAL: 1.0, Fault.EQUIVOCATE: 0.8,
 }
 USUAL_ROUNDS = 20
+LINGERS = 0.4  # of those who leave: they could go, and stay until they are voted out
 CANNOT_VOTE = 0.25  # of the times in which a peer becomes slow
 
 
@@ -140,6 +140,7 @@ class Injector:
         if dice.random() < 0.3:
             self.world.watch.note(victim, "lost power: what was not synced is gone")
             victim.disk.blobs.power_cut()
+            self.world.watch.accounts.damaged(victim.id, victim.disk.residuals.power_cut())
 
     def _restart(self, dice: random.Random) -> bool:
         alive = self._alive()
@@ -175,7 +176,7 @@ class Injector:
             self.world.watch.note(victim, "loses its disk, and its key with it")
             return True
         generation = victim.disk.generation
-        victim.disk = Disk(self.world.new_journal(), generation=generation)
+        victim.disk = self.world.new_disk(generation)
         self.world.watch.accounts.lost(victim.id)
         self.world.watch.note(victim, "loses its disk")
         self._later(self._rounds(dice, 0.05, 2.0), self._come_back, victim)
@@ -249,20 +250,19 @@ class Injector:
             return False
         victim.leave()
         bound = self.world.clock.now + self._rounds(dice, 3.0, 4.0)
-        self._later(0.5, self._depart, victim, victim.life, bound, dice if returns else None)
+        lingers = self._rarely.random() < LINGERS
+        self._later(0.5, self._depart, victim, victim.life, bound, lingers, dice if returns else None)
         return True
 
-    def _depart(self, victim: "Peer", life: int, bound: float, dice: random.Random | None) -> None:
+    def _depart(self, victim: "Peer", life: int, bound: float, lingers: bool, dice: random.Random | None) -> None:
         if not victim.alive or victim.life != life:
             return
         watch, membership = self.world.watch, self.world.membership
-        if victim.round.departed(victim.now):
-            watch.holds(membership.departs, victim, peer=victim)
-        elif self.world.clock.now < bound:
-            self._later(0.5, self._depart, victim, life, bound, dice)
+        departed, waits = victim.round.departed(victim.now), self.world.clock.now < bound
+        if waits and (lingers or not departed):
+            self._later(0.5, self._depart, victim, life, bound, lingers, dice)
             return
-        else:
-            watch.holds(membership.stays, victim, peer=victim)
+        watch.holds(membership.departs if departed else membership.stays, victim, peer=victim)
         victim.kill(told=True)
         victim.left = dice is None
         if dice is not None:
@@ -281,7 +281,8 @@ class Injector:
         def die(peer: "Peer") -> None:
             self._kill(peer, dice)
             if damage and self._has_named_journal(peer):
-                peer.disk.lose_journal(self.world.new_journal())
+                if not peer.disk.damage_journal(self.world.new_journal(), dice):
+                    self.world.watch.accuse("journal", "a flipped bit in its bytes is not seen", peer)
                 self.world.watch.note(peer, "finds its journal damaged")
             self._later(self._rounds(dice, 0.05, 1.5), self._come_back, peer)
 

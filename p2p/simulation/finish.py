@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from atoll.p2p.simulation.peer import Peer
     from atoll.p2p.simulation.world import World
 
-REPLAYED = 5  # about so many peers replay their log; the others have the same one
+REPLAYED = 3  # about so many peers replay their log; the others have the same one
 
 
 def check_end(world: "World") -> None:

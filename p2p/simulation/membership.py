@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from atoll.p2p.simulation.peer import Peer
     from atoll.p2p.simulation.world import World
 
+FRESH_S = 1.0  # a READY so young, and nobody can count as gone
 CHANCES = 2  # missed in a row, under different bases: one could be a matter of moments
 
 Ear = tuple[PeerId, int, PeerId]  # who heard, in which life, and whom
@@ -86,25 +87,40 @@ class Membership:
         since = self.world.clock.now - patience
         others = {p.id for p in self.world.peers if p is not peer and p.started and (p.alive or p.died_at > since)}
         voters = others & set(dict(place.electorate))
-        if voters and not is_quorum(place.electorate, voters):
+        if not self._hears_a_voter(peer, voters):
+            return
+        if not is_quorum(place.electorate, voters):
             raise WrongError("membership", f"leaves {len(voters)} voters behind that are no quorum without it")
+        held = [self.world.watch.held.get(voter, set()) for voter in voters]
+        if place.round > 0 and not any(place.base.id in states for states in held):
+            raise WrongError("membership", "takes the newest certified state with it")
 
     def stays(self, peer: "Peer") -> None:
         """A peer has wanted to leave for long, and still believes that it may not."""
-        place, world = self.world.oracle.places.get(peer.round.chain.tip.id), self.world
-        if place is None or peer.id in dict(place.electorate):
+        place, now = self.world.oracle.places.get(peer.round.chain.tip.id), self.world.clock.now
+        if place is None:
             return
-        long_ago = world.clock.now - 3 * world.scenario.settings.gone_after_s
-        company = [
-            p for p in world.honest()
-            if p is not peer and p.leaving_since is None and p.round.chain.tip.id == place.id
-            and p.id in dict(place.electorate) and world.watch.moved_at.get(p.id, 0.0) < long_ago
-            and self._ready.get((peer.id, peer.life, p.id), (b"", 0.0))[0] == place.base.id
-        ]
-        if company and world.watch.moved_at.get(peer.id, 0.0) < long_ago:
-            raise WrongError("membership", "may not go, though it does not vote and others hold what it holds")
+        voters = set(dict(place.electorate))
+        company = set()
+        for other in self.world.honest():
+            base, heard_at = self._ready.get((peer.id, peer.life, other.id), (b"", 0.0))
+            fresh = now - FRESH_S < heard_at < now and base == place.base.id
+            if fresh and other.id in voters and other is not peer and other.leaving_since is None:
+                company.add(other.id)
+        if company and (peer.id not in voters or is_quorum(place.electorate, company)):
+            raise WrongError("membership", f"may not go, though {len(company)} voters hold what it holds")
 
     # How it is seen.
+
+    def _hears_a_voter(self, peer: "Peer", voters: set[PeerId]) -> bool:
+        """Whether there is surely somebody whom it would leave behind, and whom it has to wait for."""
+        now, network = self.world.clock.now, self.world.network
+        for voter in voters:
+            other, (_, heard_at) = network.peers[voter], self._ready.get((peer.id, peer.life, voter), (b"", -1e9))
+            close = other.alive and not other.hostile and network.connected(peer.id, voter) and not network.loss
+            if close and other.leaving_since is None and now - FRESH_S < heard_at < now:
+                return True
+        return False
 
     def _wish(self, peer: "Peer", above: Place) -> Standing | None:
         """What a peer wants of the electorate behind `above`."""

@@ -24,7 +24,7 @@ from atoll.protocol.certificate import Certificate, Contribution
 from atoll.protocol.digest import Digest
 from atoll.protocol.errors import MissingBytesError
 from atoll.protocol.identity import PeerId
-from atoll.protocol.messages import Blob, BlobKind, Get, Message
+from atoll.protocol.messages import Blob, BlobKind, Get, Message, Ready
 
 if TYPE_CHECKING:
     from atoll.p2p.simulation.world import World
@@ -52,6 +52,7 @@ class Peer:
         self.workshop: Workshop
         self._due_at = 0.0
         self._checking = False
+        self._looked_at = 0.0
         self._base: Digest | None = None
         self._trains_since = 0.0
 
@@ -75,6 +76,8 @@ class Peer:
             manifest.run_id, electorates.genesis(manifest.electorate), manifest.genesis.digest, manifest.layout,
             owner=manifest.owner, settings=scenario.settings,
         )
+        if not disk.read_back():
+            self.world.watch.accuse("journal", "its bytes do not say what was written", self)
         self.workshop = self.new_workshop(disk.residuals)
         self._replay(chain)
         if disk.floor and not any(parent in chain for parent in disk.floor):
@@ -149,6 +152,8 @@ class Peer:
 
     def arrived(self, sender: PeerId, message: Message) -> None:
         self.world.membership.hears(self, sender, message)
+        if isinstance(message, Ready):
+            self.world.punctuality.hears(self, sender, message)
         if isinstance(message, Get) and message.content is not BlobKind.LINK:
             self._answer(sender, message)
         elif isinstance(message, Blob):
@@ -189,14 +194,15 @@ class Peer:
 
     def _check_soon(self) -> None:
         if not self._checking and self.alive:
-            self._checking = True
+            self._checking, self._looked_at = True, self.now
             self.world.clock.after(self.world.check_every_s, self._check, self.life)
 
     def _check(self, life: int) -> None:
         if life != self.life or not self.alive:
             return
         self._checking = False
-        due = self.world.clock.now + max(1e-3, (self.round.deadline(self.now) - self.now) / self.plan.clock_rate)
+        deadline = self.round.deadline(self._looked_at)  # one that has passed since is not to be forgotten
+        due = self.world.clock.now + max(1e-3, (deadline - self.now) / self.plan.clock_rate)
         if due < self._due_at or self._due_at <= self.world.clock.now:
             self._due_at = due
             self.world.clock.at(due, self._tick, self.life, due)
@@ -240,7 +246,7 @@ class Peer:
         tokens = steps * TOKENS_PER_STEP
         root, leaves = self.workshop.encode(base, vector, self.round.shape.weight(tokens))
         own = Contribution(self.id, root, tokens, self.disk.journal)
-        self.disk.contributions[base] = own, leaves
+        self.disk.contribute(base, own, leaves)
         self.world.watch.contributed(self, base, own, leaves, vector)
         self._event(self.round.contributed(self.now, base, root, tokens, leaves))
 
@@ -281,7 +287,7 @@ class Peer:
             case effects.KeepParts():
                 self.disk.blobs.retain(BlobKind.PART, effect.parents)
             case effects.Prune():
-                self._prune(effect)
+                self.disk.prune(effect.parents | effect.bases, effect.tip)
             case effects.Note():
                 pass  # the watch keeps it
 
@@ -289,17 +295,14 @@ class Peer:
         self.disk.blobs.sync(effect.results)
         if self.die_in_save is not None:
             die, self.die_in_save = self.die_in_save, None
-            if self.world.network.dice.random() < 0.5:  # whole on the disk, and yet nobody hears of it
-                self._journal(effect)
+            if self.disk.save_torn(effect.parent, effect.acceptor, self.world.network.dice):
+                self.world.watch.saved(self, effect)  # whole on the disk, and yet nobody hears of it
             die(self)
             return
-        self._journal(effect)
+        self.world.watch.saved(self, effect)
+        self.disk.save(effect.parent, effect.acceptor)
         if self.after_save is not None and self.after_save(self, effect):
             self.after_save = None
-
-    def _journal(self, effect: effects.Save) -> None:
-        self.world.watch.saved(self, effect)
-        self.disk.promises[effect.parent] = effect.acceptor
 
     def _reduce(self, effect: effects.Reduce) -> None:
         result, bad = self.workshop.reduce(effect.base, effect.part, effect.sources)
@@ -360,12 +363,6 @@ class Peer:
         self._event(wanted)
         if self.alive:
             self._train()
-
-    def _prune(self, effect: effects.Prune) -> None:
-        disk = self.disk
-        disk.promises = {parent: kept for parent, kept in disk.promises.items() if parent in effect.parents}
-        disk.contributions = {base: own for base, own in disk.contributions.items() if base in effect.bases}
-        disk.floor = effect.parents | effect.bases
 
 
 def certificates(links: list[Link]) -> list[Certificate]:

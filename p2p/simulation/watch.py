@@ -14,6 +14,7 @@ from atoll.p2p.simulation.accounts import Accounts, Vector
 from atoll.p2p.simulation.disk import Link
 from atoll.p2p.simulation.membership import Membership
 from atoll.p2p.simulation.oracle import Made, Oracle, Place, WrongError, is_quorum, leading_order
+from atoll.p2p.simulation.punctuality import Punctuality
 from atoll.p2p.simulation.timeline import Timeline
 from atoll.protocol.certificate import FIRST_JOURNAL, Certificate, Contribution, Value, Vote
 from atoll.protocol.digest import ZERO_DIGEST, Digest
@@ -67,6 +68,7 @@ class Watch:
         self._chosen: dict[Digest, Digest] = {}
         self._last_seen: Any = None
         self.membership: Membership
+        self.punctuality: Punctuality
 
     # Saying so.
 
@@ -130,6 +132,8 @@ class Watch:
                 self._sends_blob(peer, effect.blob)
             case effects.Save():
                 self.note(peer, "saves", self._saved(effect))
+            case effects.Reduce():
+                self.holds(self.punctuality.reduces, peer, effect, peer=peer)
             case effects.Commit() | effects.Enter() | effects.Adopt() | effects.Freeze():
                 self._moves(peer, effect)
             case effects.Note():
@@ -160,8 +164,17 @@ class Watch:
                 self.note(peer, "adopts", effect.target)
                 for link in peer.round.chain.lineage(effect.target):
                     self._known(link, peer)
+                self._check_adopted(peer, effect.target)
             case effects.Freeze():
                 self.note(peer, "freezes")
+
+    def _check_adopted(self, peer: "Peer", target: Digest) -> None:
+        """Nobody leaves its lineage for one whose bytes it has yet to get."""
+        for link in peer.round.chain.lineage(target):
+            if isinstance(link, Certificate) and not peer.round.chain.on_path(link.id):
+                results = [part.digest for part in link.value.parts if part.digest != ZERO_DIGEST]
+                if any(peer.disk.blobs.size(result) is None for result in results):
+                    self.accuse("bytes held", "goes over to a lineage whose result bytes it does not hold", peer)
 
     def commits(self, peer: "Peer", certificate: Certificate) -> None:
         """The moment in which a certificate is applied."""

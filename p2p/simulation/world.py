@@ -4,7 +4,10 @@ Puts the pieces together and says when it is over. `runner` makes one for each s
 """
 
 import random
+import traceback
 from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +22,8 @@ from atoll.p2p.simulation.network import Network
 from atoll.p2p.simulation.oracle import Oracle
 from atoll.p2p.simulation.peer import Peer
 from atoll.p2p.simulation.plan import NUMEL, Fault, Plan, Scenario, draw
+from atoll.p2p.simulation.punctuality import Punctuality
+from atoll.p2p.simulation.torn import JournalFile
 from atoll.p2p.simulation.watch import Violation, Watch
 from atoll.p2p.workshop import OuterState
 from atoll.protocol.digest import Digest
@@ -28,6 +33,7 @@ from atoll.protocol.standing import JOURNAL_BYTES
 Vector = npt.NDArray[np.float32]
 
 CROWD, FEW = 64, 8
+REAL_JOURNALS = 16  # one seed of so many keeps its journals as bytes in files
 
 
 @dataclass
@@ -52,14 +58,18 @@ class World:
         self.clock = Clock()
         self._journals = random.Random(f"atoll journals {seed}")
         scenario = self.scenario
+        real = Fault.TORN_JOURNAL in plan.faults and seed % REAL_JOURNALS == 0
+        self._folder = TemporaryDirectory(prefix="atoll-sim-", dir=_quick_folder()) if real else None
+        self._files: list[JournalFile] = []
         self.oracle = Oracle(scenario.manifest, scenario.genesis)
         names = {peer.identity.peer_id: f"p{index}" for index, peer in enumerate(scenario.peers)}
         self.watch = Watch(self.clock, seed, self.oracle, names)
         self.membership = self.watch.membership = Membership(self)
+        self.punctuality = self.watch.punctuality = Punctuality(self)
         self.network = Network(self.clock, seed, scenario.manifest.run_id, scenario.sample)
         self.peers = [Peer(self, index, peer) for index, peer in enumerate(scenario.peers)]
         self.network.peers = {peer.id: peer for peer in self.peers}
-        self.check_every_s = scenario.settings.heartbeat_s / 30
+        self.check_every_s = scenario.settings.heartbeat_s / 15
         self.injector = Injector(self)
         self.liveness = Liveness(self)
 
@@ -68,8 +78,13 @@ class World:
     def new_journal(self) -> bytes:
         return self._journals.randbytes(JOURNAL_BYTES)
 
-    def new_disk(self) -> Disk:
-        return Disk(self.new_journal())
+    def new_disk(self, generation: int = 0) -> Disk:
+        journal = self.new_journal()
+        file = None
+        if self._folder is not None:
+            file = JournalFile(Path(self._folder.name) / journal.hex(), journal)
+            self._files.append(file)
+        return Disk(journal, generation=generation, file=file)
 
     def genesis_state(self) -> OuterState:
         params = self.scenario.genesis.copy()
@@ -106,6 +121,20 @@ class World:
 
     def run(self) -> SeedResult:
         """From the first start to the quiet end."""
+        try:
+            return self._run()
+        except Exception as error:  # noqa: BLE001  whatever the protocol's code raises is a finding, with its seed
+            at = traceback.extract_tb(error.__traceback__)[-1]
+            where = f"{Path(at.filename).name}:{at.lineno}"
+            self.watch.accuse("no exception", f"{type(error).__name__} in {where}: {error}")
+            return self._result()
+        finally:
+            for file in self._files:
+                file.close()
+            if self._folder is not None:
+                self._folder.cleanup()
+
+    def _run(self) -> SeedResult:
         for peer in self.peers:
             self.clock.at(peer.plan.starts_at, self._begin, peer)
         self.injector.arm()
@@ -128,7 +157,7 @@ class World:
             peer.start()
 
     def _result(self) -> SeedResult:
-        tips = [p.round.chain.tip for p in self.honest()]
+        tips = [p.round.chain.tip for p in self.honest() if hasattr(p, "round")]
         tip = max(tips, key=lambda tip: (tip.round, tip.id), default=None)
         messages: dict[str, list[int]] = {}
         sizes: dict[str, list[int]] = {}
@@ -141,6 +170,11 @@ class World:
             tuple(self.watch.violations), self.clock.now, self.clock.events, "" if tip is None else tip.id.hex(),
             messages, sizes,
         )
+
+
+def _quick_folder() -> str | None:
+    """Memory, where the system offers it as a folder: every record is synced."""
+    return "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108  a folder with a random name is made there
 
 
 def run_seed(plan: Plan, seed: int) -> SeedResult:
