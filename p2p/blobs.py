@@ -63,9 +63,18 @@ class BlobStore:
         places = self._places.get(digest)
         return places[0].size if places else None
 
-    def digests(self) -> list[Digest]:
-        """All that is here."""
-        return list(self._places)
+    def results(self) -> list[Digest]:
+        """The results that are here, whether or not their bytes are intact."""
+        prefix = self._prefix(BlobKind.RESULT)
+        return [d for d, places in self._places.items() if any(p.path.parent.name.startswith(prefix) for p in places)]
+
+    def drop(self, digest: Digest) -> None:
+        """Forget bytes that turned out damaged, so that they can be stored again."""
+        with self._lock:
+            places = self._places.pop(digest, [])
+        for place in places:
+            if place.path.parent.parent == self.folder:
+                place.path.unlink(missing_ok=True)
 
     def read(self, digest: Digest) -> bytes:
         """The whole blob. Raises KeyError if it is not here, or no longer; OSError."""

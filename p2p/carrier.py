@@ -103,7 +103,7 @@ class Carrier:
         self._began = now
         self.round = Round(
             self._identity, resumed.chain, self._manifest.draft.exchange, journal=self.journal.id,
-            memory=self.journal.acceptors, stored=self._blobs.digests(), rounds=self._manifest.draft.run.rounds,
+            memory=self.journal.acceptors, stored=self._blobs.results(), rounds=self._manifest.draft.run.rounds,
             trains=self._trains, now=now,
         )
         self.round.ticket = self._good_ticket()
@@ -232,8 +232,13 @@ class Carrier:
         self.do(self.round.reduced(time.monotonic(), effect.base, effect.part, result, roots, peers))
 
     async def _step(self, effect: Step) -> None:
-        chunks = await self.disk(self.workshop.step, effect.base, effect.part, effect.result, pool=self._state_thread)
-        self.do(self.round.stepped(time.monotonic(), effect.base, effect.part, effect.result, chunks))
+        base, part, result = effect.base, effect.part, effect.result
+        try:
+            chunks = await self.disk(self.workshop.step, base, part, result, pool=self._state_thread)
+        except KeyError:
+            self.do(self.round.lost(time.monotonic(), base, part, result))
+            return
+        self.do(self.round.stepped(time.monotonic(), base, part, result, chunks))
 
     async def _commit(self, effect: Commit) -> None:
         certificate = effect.certificate
@@ -263,6 +268,9 @@ class Carrier:
         except MismatchError as error:
             self.failure = error
             return
+        held = [name for certificate in lineage for name in result_blobs(certificate)]
+        await self.disk(self._blobs.sync, [name for name in held if self._blobs.size(name) is not None])
+        await self.disk(self.journal.moving, {self.round.tip.id, target})
         known = {entry.link.id: entry for entry in self.history}
         self.history[:] = [known.get(link.id) or LogEntry(link, 0.0, 0, 0) for link in links]
         await self.disk(self._store.rewrite, list(self.history))

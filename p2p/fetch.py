@@ -39,7 +39,9 @@ class Fetcher:
 
     def accepts(self, blob: Blob) -> bool:
         entry = self._open.get(blob.digest)
-        return entry is not None and blob.size is not None and blob.size <= LIMITS[entry[0]]
+        return (
+            entry is not None and blob.content is entry[0] and blob.size is not None and blob.size <= LIMITS[entry[0]]
+        )
 
     def arrived(self, digest: Digest, payload: bytes | None) -> bool:
         """Bytes for an open request, or None for «do not have it»; False if nobody waits for them."""

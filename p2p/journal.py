@@ -5,8 +5,8 @@ anything must not go on under its id. Every record is appended and fsynced befor
 that the file ends within was never acknowledged: it is cut off. Anything else that does not check is damage: the file
 is set aside for a person, and a new journal with a new id begins.
 
-Decides nothing: which votes are allowed stands in `round.synod`, what may be forgotten in `round`. Used by the service,
-and by simulators; one writer, one call at a time.
+Decides nothing: which votes are allowed stands in `round.synod`, what may be forgotten in `round`. Saves may come from
+several threads and follow one another. Used by the service, and by simulators.
 
     file    magic 8 | id 16 | check 16, then records
     record  length 4 | check of body 16 | check of these two 8 | body
@@ -17,6 +17,7 @@ one that has moved is believed. The length has a check of its own, else a damage
 
 import logging
 import os
+import threading
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -68,6 +69,7 @@ class Journal:
 
     def __init__(self, path: Path, memory: _Memory, *, lost: bool) -> None:
         self.lost = lost
+        self._lock = threading.Lock()
         self._path, self._descriptor, self._unsettled = path, -1, False
         self._take(memory)
 
@@ -109,13 +111,15 @@ class Journal:
 
     def save_acceptor(self, parent: Digest, acceptor: Acceptor) -> None:
         """Durable when it returns. Raises OSError, and then nothing was saved."""
-        self._append(_ACCEPTOR, parent, _acceptor_tree(parent, acceptor))
-        self.acceptors[parent] = acceptor
+        with self._lock:
+            self._append(_ACCEPTOR, parent, _acceptor_tree(parent, acceptor))
+            self.acceptors[parent] = acceptor
 
     def save_contribution(self, base: Digest, own: OwnContribution) -> None:
         """Durable when it returns. Raises OSError, and then nothing was saved."""
-        self._append(_CONTRIBUTION, base, _contribution_tree(base, own))
-        self.contributions[base] = own
+        with self._lock:
+            self._append(_CONTRIBUTION, base, _contribution_tree(base, own))
+            self.contributions[base] = own
 
     def prune(self, keep: Collection[Digest], tip: Digest) -> None:
         """Forget all parents and bases but these; `tip` is where the chain stands now.
@@ -123,11 +127,22 @@ class Journal:
         Raises OSError; the file then has at least what is kept.
         """
         kept, memory = frozenset(keep), self._memory
-        memory.acceptors = {parent: item for parent, item in memory.acceptors.items() if parent in kept}
-        memory.contributions = {base: item for base, item in memory.contributions.items() if base in kept}
-        memory.sizes = {key: size for key, size in memory.sizes.items() if key[1] in kept}
-        memory.floor = frozenset({tip})
-        self._compact_if_worth_it()
+        with self._lock:
+            memory.acceptors = {parent: item for parent, item in memory.acceptors.items() if parent in kept}
+            memory.contributions = {base: item for base, item in memory.contributions.items() if base in kept}
+            memory.sizes = {key: size for key, size in memory.sizes.items() if key[1] in kept or key[0] == _FLOOR}
+            memory.floor = frozenset({tip})
+            self._compact_if_worth_it()
+
+    def moving(self, tips: Collection[Digest]) -> None:
+        """The chain is about to move from one of these places to another, and may be found at either. Raises OSError.
+
+        Without this a journal whose older memory is gone would be taken for one that is ahead of the chain.
+        """
+        with self._lock:
+            if (_FLOOR, b"") in self._memory.sizes:
+                self._memory.floor = frozenset(tips)
+                self._append(_FLOOR, b"", [_FLOOR, b"", b"".join(sorted(tips))])
 
     def renew(self) -> None:
         """Set this journal aside and begin an empty one under a new id: for a peer whose log has lost something."""

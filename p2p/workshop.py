@@ -155,7 +155,8 @@ class Workshop:
     def step(self, base: Digest, part: int, result: Digest) -> Chunks | None:
         """Digests of the next state's chunks of one part; None if the result is unusable or the state has moved on.
 
-        The result ZERO_DIGEST leaves the part as it is.
+        The result ZERO_DIGEST leaves the part as it is. Raises KeyError if its bytes are not here, or were damaged on
+        the disk: then they are dropped, and may be fetched again.
         """
         if base != self.state.parent:
             return None
@@ -164,9 +165,13 @@ class Workshop:
             if part not in known:
                 known[part] = self._stepper.chunks(self.state, part)
             return known[part]
+        data = self.blobs.read(result)
+        if content_digest(data) != result:
+            self.blobs.drop(result)
+            raise KeyError(result)
         try:
-            after = self._stepper.part(self.state, part, self.blobs.read(result))
-        except (MalformedError, NonFiniteError, KeyError):
+            after = self._stepper.part(self.state, part, data)
+        except (MalformedError, NonFiniteError):
             return None
         return tuple(array_digest(vector) for vector in after)
 

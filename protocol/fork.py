@@ -32,7 +32,7 @@ class Rank(enum.IntEnum):
 
     @classmethod
     def read(cls, item: Any) -> "Rank":
-        if isinstance(item, bool) or item not in cls._value2member_map_:
+        if count(item) not in cls._value2member_map_:
             raise MalformedError("a FORK of an unknown rank")
         return cls(item)
 

@@ -173,7 +173,7 @@ class Blob:
     def from_tree(cls, tree: Any) -> "Blob":
         content, name, size, parent, peer, root, part, roots, wanted = fields(tree, 9)
         if (
-            content not in BlobKind._value2member_map_
+            count(content) not in BlobKind._value2member_map_
             or not isinstance(roots, tuple)
             or len(roots) > MAX_CONTRIBUTORS
             or not isinstance(wanted, bool)
@@ -204,7 +204,7 @@ class Get:
     @classmethod
     def from_tree(cls, tree: Any) -> "Get":
         content, name = fields(tree, 2)
-        if content not in BlobKind._value2member_map_:
+        if count(content) not in BlobKind._value2member_map_:
             raise MalformedError("GET of an unknown kind of blob")
         return cls(BlobKind(content), digest(name))
 

@@ -13,7 +13,7 @@ from atoll.protocol import canonical
 from atoll.protocol.digest import Digest
 from atoll.protocol.errors import MalformedError
 from atoll.protocol.identity import SIGNATURE_BYTES, Identity, PeerId, check_peer_id, verify
-from atoll.protocol.read import exactly, octets
+from atoll.protocol.read import count, exactly, octets
 
 JOURNAL_BYTES = 16
 
@@ -57,7 +57,7 @@ class Record:
     @classmethod
     def from_fields(cls, row: tuple[Any, ...]) -> "Record":
         peer, kind, journal, ticket, signature = row
-        if isinstance(kind, bool) or kind not in Standing._value2member_map_ or kind == Standing.VOTER:
+        if count(kind) not in Standing._value2member_map_ or kind == Standing.VOTER:
             raise MalformedError("a record of an unknown kind")
         return cls(check_peer_id(peer), Standing(kind), exactly(journal, JOURNAL_BYTES),
                    octets(ticket, SIGNATURE_BYTES), octets(signature, SIGNATURE_BYTES))

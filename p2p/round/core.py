@@ -56,7 +56,7 @@ class Core:
         self.records: dict[PeerId, Record] = {}  # what others want from the electorate, under the current base
         self.attendance: dict[PeerId, Vote] = {}  # votes for the tip, late ones too
         self.adopting: Digest | None = None
-        self.genesis_open = bool(memory)
+        self.genesis_open = chain.genesis.id in memory
         self.answered: dict[tuple[PeerId, Digest], float] = {}  # when a peer was sent what follows a link
         self.asked: dict[PeerId, float] = {}  # when a peer was asked for a link
         self.orphans = Orphans()
@@ -114,7 +114,7 @@ class Core:
         if self.tip.round > 0 or self.genesis_open:
             return
         said = [p.ready for p in self.pace.peers.values() if p.ready is not None]
-        if any(ready.round > 0 for ready in said):
+        if any(ready.tip != self.chain.genesis.id for ready in said):
             return
         others = [peer for peer in self.tip.voters if peer != self.me]
         heard = all((p := self.pace.peers.get(peer)) is not None and p.ready is not None for peer in others)
@@ -280,6 +280,7 @@ class Core:
             return
         try:
             record.check(self.tip.base)
+            record.has_ticket(self.chain.policy.run_id, self.chain.policy.owner)
         except SignatureError as error:
             self.out.append(Note("bad_record", f"{peer_name(peer)}: {error}", peer))
         else:

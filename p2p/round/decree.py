@@ -13,6 +13,7 @@ from atoll.p2p.round.electorate import Policy
 from atoll.p2p.round.exchange import Exchange
 from atoll.p2p.round.synod import Accepted, Acceptor, Proposer, Tally
 from atoll.protocol.certificate import (
+    MAX_RECORDS,
     Certificate,
     Contribution,
     PartResult,
@@ -126,7 +127,7 @@ class Decree:
             return None
         before, present = self.tip.standings, set(attendees)
         attendance = bitmap({i for i, peer in enumerate(before.decided_by) if peer in present}, len(before.decided_by))
-        kept = tuple(sorted(self._of_use(records, policy, contributions)))
+        kept = tuple(sorted(self._of_use(records, policy, contributions)[:MAX_RECORDS]))
         after = electorates.successor(before, policy, contributions, attendance, kept)
         return Value(
             self.tip.id, number, tokens, contributions, parts, attendance, kept, after.electorate, state
@@ -138,11 +139,12 @@ class Decree:
         """Records that can change the electorate: of voters, and of those who have earned admission or were invited."""
         contributing = {c.peer for c in contributions}
         streaks = self.tip.standings.streaks
-        return [
+        found = [
             r for r in records
             if r.peer in self.tip.voters or r.ticket
             or (r.peer in contributing and streaks.get(r.peer, 0) + 1 >= policy.admit_after > 0)
         ]
+        return sorted(found, key=lambda record: record.peer not in self.tip.voters)
 
 
 def result_digests(parts: tuple[PartResult, ...]) -> tuple[Digest, ...]:

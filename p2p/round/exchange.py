@@ -247,7 +247,8 @@ class Exchange:
 
     @property
     def grace_ends(self) -> float:
-        return self.started_at + (self.start.grace_ms / 1000 if self.start else 0.0)
+        """A leader may shorten the manifest's grace, not stretch it."""
+        return self.started_at + (min(self.start.grace_ms / 1000, self.shape.settings.grace_s) if self.start else 0.0)
 
     @property
     def anything_held(self) -> bool:

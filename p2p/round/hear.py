@@ -33,10 +33,14 @@ def answer(core: Core, peer: PeerId, parent: Digest, now: float) -> None:
     """CERT answers any message whose parent has a child whose state is held, or else names this peer's tip."""
     link = core.chain.child(parent) or core.chain.link(core.tip.id)
     if link is not None and now >= core.answered.get((peer, parent), -1.0) + ANSWER_PAUSE_S:
-        if len(core.answered) > MAX_ANSWERS:
-            core.answered.clear()
-        core.answered[peer, parent] = now
+        _note_answer(core, peer, parent, now)
         core.out.append(Send(peer, Cert(link)))
+
+
+def _note_answer(core: Core, peer: PeerId, link: Digest, now: float) -> None:
+    if len(core.answered) > MAX_ANSWERS:
+        core.answered.clear()
+    core.answered[peer, link] = now
 
 
 def ready(core: Core, peer: PeerId, ready: Ready, now: float) -> bool:
@@ -56,7 +60,7 @@ def ready(core: Core, peer: PeerId, ready: Ready, now: float) -> bool:
 
 def _says(core: Core, ready: Ready) -> tuple[object, ...]:
     """What of a READY can make anything possible."""
-    tokens = ready.tokens if core.settings.round_tokens else 0
+    tokens = ready.tokens if core.settings.round_tokens and core.decree.target_at is None else 0
     return ready.tip, ready.base, ready.root, ready.record, ready.trains, tokens
 
 
@@ -85,9 +89,10 @@ def elsewhere(core: Core, peer: PeerId, ready: Ready, now: float) -> None:
         core.out.append(Send(peer, Get(BlobKind.LINK, core.orphans.missing(ready.tip))))
 
 
-def get(core: Core, peer: PeerId, get: Get) -> None:
+def get(core: Core, peer: PeerId, get: Get, now: float) -> None:
     link = core.chain.link(get.digest) if get.content is BlobKind.LINK else None
-    if link is not None:
+    if link is not None and now >= core.answered.get((peer, link.id), -1.0) + ANSWER_PAUSE_S:
+        _note_answer(core, peer, link.id, now)
         core.out.append(Send(peer, Cert(link)))
 
 
@@ -123,7 +128,7 @@ def prepare(core: Core, peer: PeerId, prepare: Prepare, now: float) -> None:
     if prepare.nonce is not None:
         last(core, peer, prepare, now)
         return
-    if journal is None or peer != tip.leader(prepare.ballot):
+    if prepare.parent != tip.id or journal is None or peer != tip.leader(prepare.ballot):
         return
     acceptor = decree.acceptor.promise(prepare.ballot)
     if acceptor is None or (acceptor.accepted is not None and acceptor.accepted[0] >= prepare.ballot):
@@ -141,6 +146,8 @@ def last(core: Core, peer: PeerId, prepare: Prepare, now: float) -> None:
 
 def promise(core: Core, peer: PeerId, promise: Promise, now: float) -> None:
     decree, tip = core.decree, core.tip
+    if promise.parent != tip.id:
+        return
     try:
         if promise.accepted is not None:
             check_value(promise.accepted[1], tip, core.shape.sizes, core.chain.policy)

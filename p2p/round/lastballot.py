@@ -115,11 +115,19 @@ def answer(core: Core, peer: PeerId, prepare: Prepare, now: float) -> None:
         return
     if allowed is not None and not {peer, core.me} <= allowed:
         return
-    if _sees_a_quorum(core, now) or (prepare.rank is not Rank.VOTERS and core.voters_present(now)):
+    if _sees_a_quorum(core, now) or (prepare.rank is not Rank.VOTERS and not _half_convinced(core, prepare.rank, now)):
         return
     _leave(core, now)
     last, accepted = _last_promise(core, prepare.nonce, prepare.rank), core.decree.acceptor.accepted
     core.out.append(Send(peer, Promise(core.tip.id, 0, last.journal, accepted, last)))
+
+
+def _half_convinced(core: Core, rank: Rank, now: float) -> bool:
+    """Whether this peer, too, has seen none of the voters for half of the time after which it would initiate."""
+    since, size = _stalled_since(core, rank), len(core.tip.voters)
+    if core.voters_present(now) or since is None:
+        return False
+    return now >= max(since, core.pace.woke_at) + core.settings.fork_timeout_s(size) * size * rank / 2
 
 
 def _sees_a_quorum(core: Core, now: float) -> bool:
@@ -161,7 +169,7 @@ def _close(core: Core, now: float) -> None:
 def choose(core: Core, now: float) -> None:
     """Enter the largest FORK that this peer signed, then that of the smallest id; an empty one may be left for it."""
     parent = _parent(core)
-    if parent is None or core.adopting is not None or core.decree.committing:
+    if parent is None or core.adopting is not None or core.decree.certificate is not None:
         return
     signed = [fork for fork in core.forks.get(parent.id, []) if core.me in fork.signers]
     if not signed:

@@ -4,6 +4,8 @@ died, PROPOSE.
 Functions of `Core` and the time; each may be called at any moment and does only what has become due.
 """
 
+from collections.abc import Iterable
+
 from atoll.p2p.round import certify
 from atoll.p2p.round.core import Core
 from atoll.p2p.round.effects import Note
@@ -11,7 +13,10 @@ from atoll.p2p.round.exchange import assign, run_lengths
 from atoll.p2p.round.synod import Proposer
 from atoll.protocol.digest import ZERO_DIGEST
 from atoll.protocol.identity import PeerId
+from atoll.protocol.manifest import MAX_CONTRIBUTORS
 from atoll.protocol.messages import Prepare, Propose, Start
+
+MOST_TIMES_MEDIAN = 8
 
 
 def closing_at(core: Core, now: float) -> float | None:
@@ -124,14 +129,38 @@ def take_turn(core: Core, now: float) -> None:
     core.heard_ballot(ballot, now)
     decree.proposer = Proposer(ballot)
     decree.proposer.promises[core.me] = decree.acceptor.accepted
-    owners = members or sorted(set(late)) or [core.me]
-    rates = {peer: rate(core, peer, now) for peer in owners}
-    open_exchange(core, ballot, tuple(sorted({*owners, *late})), assign(core.shape.parts, rates), now)
+    expected = _first_the_known(core, {*members, *late} or {core.me})
+    able = [peer for peer in members if peer in expected] or list(expected)
+    rates = shares(core, _proven(core, able), now)
+    open_exchange(core, ballot, tuple(sorted(expected)), assign(core.shape.parts, rates), now)
     if ballot > 0:
         core.to_voters(Prepare(tip.id, ballot))
 
 
-def rate(core: Core, peer: PeerId, now: float) -> int:
+def _first_the_known(core: Core, peers: set[PeerId]) -> frozenset[PeerId]:
+    """As many as a START may name: voters first, then those who have contributed before."""
+    streaks = core.tip.standings.streaks
+    order = sorted(peers, key=lambda peer: (peer not in core.tip.voters, -streaks.get(peer, 0), peer))
+    return frozenset(order[:MAX_CONTRIBUTORS])
+
+
+def _proven(core: Core, peers: list[PeerId]) -> list[PeerId]:
+    """Who may own parts: voters and contributors of the last round, unless there are none; a stranger could hold up
+    the round by owning what it never reduces.
+    """
+    known = [p for p in peers if p == core.me or p in core.tip.voters or p in core.tip.standings.streaks]
+    return known or peers
+
+
+def shares(core: Core, peers: Iterable[PeerId], now: float) -> dict[PeerId, int]:
+    """Upload rates by which parts are assigned, 0 where unknown; a claim counts for at most a few times the median."""
+    rates = {peer: _rate(core, peer, now) for peer in peers}
+    claimed = sorted(rate for rate in rates.values() if rate > 0)
+    most = MOST_TIMES_MEDIAN * claimed[len(claimed) // 2] if claimed else 0
+    return {peer: min(rate, most) for peer, rate in rates.items()}
+
+
+def _rate(core: Core, peer: PeerId, now: float) -> int:
     ready = core.pace.ready(peer, now)
     return core.rate_bps if peer == core.me else ready.rate_bps if ready is not None else 0
 
@@ -165,7 +194,7 @@ def reassign(core: Core, now: float) -> None:
     able = [p for p in members if p in exchange.heads]
     if not able:
         return
-    moved = assign(sum(1 for o in exchange.owners if o in lost), {p: rate(core, p, now) for p in able})
+    moved = assign(sum(1 for o in exchange.owners if o in lost), shares(core, _proven(core, able), now))
     spare = iter(moved)
     owners = tuple(next(spare) if owner in lost else owner for owner in exchange.owners)
     core.out.append(Note("owner_gone", f"{len(moved)} parts of {len(lost)} peers that went away are reduced by others"))

@@ -2,9 +2,11 @@
 
 from atoll.p2p.round.chain import Link, parent_of
 from atoll.protocol.digest import Digest
+from atoll.protocol.fork import Fork
 from atoll.protocol.identity import PeerId
 
 MAX_ORPHANS = 256
+MAX_BYTES = 64 << 20  # of them all, as they would travel, roughly
 
 
 class Orphans:
@@ -24,10 +26,20 @@ class Orphans:
 
     def keep(self, link: Link, peer: PeerId) -> None:
         self._links[link.id] = link, peer
-        while len(self._links) > MAX_ORPHANS:
+        while len(self._links) > 1 and (len(self._links) > MAX_ORPHANS or self._bytes() > MAX_BYTES):
             self._links.pop(next(iter(self._links)))
+
+    def _bytes(self) -> int:
+        return sum(_size(link) for link, _ in self._links.values())
 
     def children(self, parent: Digest) -> list[tuple[Link, PeerId]]:
         """Remove and return the links behind `parent`."""
         found = [name for name, (link, _) in self._links.items() if parent_of(link) == parent]
         return [self._links.pop(name) for name in found]
+
+
+def _size(link: Link) -> int:
+    value = link.value
+    signed = len(link.promises) if isinstance(link, Fork) else len(link.votes)
+    named = 0 if value is None else len(value.contributions) + len(value.records)
+    return 256 * (signed + named) + (0 if value is None else 160 * len(value.parts))

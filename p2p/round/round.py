@@ -32,6 +32,8 @@ from atoll.protocol.messages import (
     Get,
     Message,
     Prepare,
+    Promise,
+    Propose,
     Ready,
     Voted,
 )
@@ -85,7 +87,7 @@ class Round(Core):
             if isinstance(message, Cert):
                 hear.cert(self, peer, message.link)
             elif isinstance(message, Get):
-                hear.get(self, peer, message)
+                hear.get(self, peer, message, now)
             else:
                 self._dispatch(peer, message, now)
         return self._advance(now)
@@ -102,7 +104,7 @@ class Round(Core):
         if isinstance(message, Cert):
             hear.cert(self, peer, message.link)
         elif isinstance(message, Get):
-            hear.get(self, peer, message)
+            hear.get(self, peer, message, now)
         elif isinstance(message, Ready) and message.tip != self.tip.id:
             hear.elsewhere(self, peer, message, now)
         return self._advance(now)
@@ -120,13 +122,14 @@ class Round(Core):
         if isinstance(message, Voted) and message.vote.certificate == self.tip.id != parent:
             hear.late_vote(self, peer, message)
         else:
-            self._under(parent, peer, now, act)
+            heavy = isinstance(message, (Propose, Promise))
+            self._under(parent, self.tip.id, peer, now, act, heavy=heavy)
 
     def accepts(self, peer: PeerId, blob: Blob) -> bool:
         """Whether the payload behind this header may be received; asked before any of it is read."""
         want = self.wants.wanted(blob.digest)
         if want is not None:
-            return self.shape.fits(dataclasses.replace(blob, content=want.content, part=want.part))
+            return blob.content is want.content and self.shape.fits(dataclasses.replace(blob, part=want.part))
         known = blob.parent is not None and self.chain.buried(blob.parent)
         return not known and peer not in self.banned and self.decree.exchange.accepts(peer, blob)
 
@@ -146,8 +149,10 @@ class Round(Core):
             self.gathered = False
             if want.base == self.tip.base:
                 self.step(want.part, blob.digest)
+            if blob.parent == self.tip.base and blob.part == want.part:  # the owner's own word, not only an answer
+                hear.hold(self, peer, blob, leaves, now)
         elif blob.parent is not None:
-            self._under(blob.parent, peer, now, lambda at: hear.hold(self, peer, blob, leaves, at))
+            self._under(blob.parent, self.tip.base, peer, now, lambda at: hear.hold(self, peer, blob, leaves, at))
         return self._advance(now)
 
     def receiving(self, now: float, peer: PeerId, digest: Digest) -> None:
@@ -215,6 +220,14 @@ class Round(Core):
                 self.out.append(Note("unusable_result", f"the result of part {part} does not decode to finite numbers"))
         return self._advance(now)
 
+    def lost(self, now: float, base: Digest, part: int, result: Digest) -> list[Effect]:
+        """A `Step` found no intact bytes under the digest: they have to be fetched."""
+        self.results_held.pop(result, None)
+        self.gathered = False
+        if base == self.tip.base:
+            self.decree.stepping.discard((part, result))
+        return self._advance(now)
+
     def committed(self, now: float, certificate: Certificate) -> list[Effect]:
         """A `Commit` is done: the certificate is logged and its state is in force."""
         if self.chain.parent(certificate.id) != self.tip.id:
@@ -260,6 +273,8 @@ class Round(Core):
 
     def deadline(self, now: float) -> float:
         """When `tick` is due if nothing else happens."""
+        if min(self.pace.next_heartbeat, self._nudge_at) <= now:
+            return now
         times = [self.pace.next_change(now), self.wants.next_deadline(now), self._nudge_at]
         times += [
             at
@@ -310,12 +325,21 @@ class Round(Core):
         if peer != self.me and len(self.known) < MAX_CONTRIBUTORS:
             self.known.add(peer)
 
-    def _under(self, parent: Digest, peer: PeerId, now: float, event: Callable[[float], None]) -> None:
-        """Run an event under its parent: now, later, or never, answering with the certificate behind it."""
-        if parent in (self.tip.id, self.tip.base):
+    def _under(
+        self, parent: Digest, here: Digest, peer: PeerId, now: float, event: Callable[[float], None], *,
+        heavy: bool = False,
+    ) -> None:
+        """Run an event under its parent: now, later, or never, answering with the link behind it.
+
+        `here` is the tip for messages and the base for bytes: what was promised under the base of a FORK means nothing
+        behind it.
+        """
+        if parent == here:
             event(now)
         elif parent in self.chain:
             hear.answer(self, peer, parent, now)
+        elif heavy:
+            return  # it is said again, and could fill the memory
         elif parent in self._early or len(self._early) < EARLY_PARENTS:
             events = self._early.setdefault(parent, [])
             if len(events) < EARLY_EVENTS:
@@ -329,13 +353,15 @@ class Round(Core):
     def _advance(self, now: float) -> list[Effect]:
         self.pace.notice(now)
         self.look_around(now)
+        for event in self._early.pop(self.tip.id, []):
+            event(now)
         if not self.finished:
             certify.certify(self)
-            follow.gather(self)
-            follow.follow(self, now)
-            lastballot.choose(self, now)
-            if self.decree.certificate is None and self.adopting is None:
-                self._take_part(now)
+        follow.gather(self)
+        follow.follow(self, now)
+        lastballot.choose(self, now)
+        if self.decree.certificate is None and self.adopting is None and not self.finished:
+            self._take_part(now)
         self.out += self.wants.requests(now, lambda peer: self.has_bytes(peer, now), first=self.tip.base)
         if now >= self.pace.next_heartbeat:
             self.broadcast_ready(now)

@@ -81,8 +81,8 @@ class Membership:
     def departs(self, peer: "Peer") -> None:
         """A peer that leaves believes that the others can do without it."""
         place = self.world.oracle.places.get(peer.round.chain.tip.id)
-        if place is None or peer.round.finished or peer.id not in dict(place.electorate):
-            return
+        if place is None or peer.round.finished or dict(place.electorate).get(peer.id) != peer.round.journal:
+            return  # it has no vote here that the others could need
         patience = 1.5 * self.world.scenario.settings.gone_after_s  # of a slow clock
         since = self.world.clock.now - patience
         others = {p.id for p in self.world.peers if p is not peer and p.started and (p.alive or p.died_at > since)}

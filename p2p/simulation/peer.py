@@ -311,7 +311,11 @@ class Peer:
         self._event(self.round.reduced(self.now, effect.base, effect.part, result, roots, peers))
 
     def _step(self, effect: effects.Step) -> None:
-        chunks = self.workshop.step(effect.base, effect.part, effect.result)
+        try:
+            chunks = self.workshop.step(effect.base, effect.part, effect.result)
+        except KeyError:
+            self._event(self.round.lost(self.now, effect.base, effect.part, effect.result))
+            return
         self._event(self.round.stepped(self.now, effect.base, effect.part, effect.result, chunks))
 
     def _commit(self, certificate: Certificate) -> None:

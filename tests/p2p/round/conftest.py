@@ -91,7 +91,7 @@ class Peer:
         now, draft = self.swarm.now, self.swarm.manifest.draft
         self.round = Round(
             self.identity, resumed.chain, draft.exchange, journal=self.journal.id, memory=self.journal.acceptors,
-            stored=self.blobs.digests(), rounds=draft.run.rounds, trains=self.trains, now=now,
+            stored=self.blobs.results(), rounds=draft.run.rounds, trains=self.trains, now=now,
         )
         self.round.cannot_vote, self.round.ticket = self.cannot_vote, self.ticket
         self.alive, self.generation = True, self.generation + 1
@@ -195,7 +195,11 @@ class Peer:
                     ),
                 )
             case Step():
-                chunks = self.workshop.step(effect.base, effect.part, effect.result)
+                try:
+                    chunks = self.workshop.step(effect.base, effect.part, effect.result)
+                except KeyError:
+                    self.do(self.round.lost(now, effect.base, effect.part, effect.result))
+                    return
                 self.later(
                     0.01,
                     lambda: self.do(
