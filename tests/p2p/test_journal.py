@@ -2,6 +2,7 @@
 
 import os
 import resource
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -234,7 +235,7 @@ def fill(kept):
 def test_pruning_keeps_exactly_what_it_is_told_and_the_file_small(path, small):
     kept = Journal.open(path)
     fill(kept)
-    kept.prune([Q, R])
+    kept.prune([Q, R], tip=Q)
     assert memory(kept) == ({Q: Acceptor(39)}, {R: own(R)})
     for ballot in range(40, 140):
         kept.save_acceptor(Q, Acceptor(ballot, (ballot, value(Q))))
@@ -243,8 +244,12 @@ def test_pruning_keeps_exactly_what_it_is_told_and_the_file_small(path, small):
     kept.close()
     assert reopen(path) == (kept.id, False, memory(kept))
     again = Journal.open(path)
-    assert again.floor == {Q, R}
+    assert again.floor == {Q}
+    again.moving({Q, R})
     again.close()
+    moved = Journal.open(path)
+    assert moved.floor == {Q, R}, "the chain may be found where it was, or where it was going"
+    moved.close()
 
 
 def test_a_stuck_round_of_many_ballots_does_not_fill_the_disk(path, small):
@@ -269,7 +274,7 @@ def test_a_compaction_cut_short_leaves_the_old_file_in_force(path, monkeypatch, 
     with monkeypatch.context() as broken:
         broken.setattr(*((os, "fsync") if where == "write" else (type(path), "rename")), fail)
         with pytest.raises(OSError, match="no space"):
-            kept.prune([Q])
+            kept.prune([Q], tip=Q)
     assert path.read_bytes() == before
     kept.save_acceptor(Q, Acceptor(50))  # compacts first: there is room again
     assert path.stat().st_size < len(before) / 4
@@ -288,7 +293,7 @@ def test_nothing_is_appended_to_a_compacted_file_before_its_name_is_on_the_disk(
     with monkeypatch.context() as broken:
         broken.setattr(durable, "sync", fail)
         with pytest.raises(OSError, match="input/output"):
-            kept.prune([Q])
+            kept.prune([Q], tip=Q)
         size = path.stat().st_size
         with pytest.raises(OSError, match="input/output"):
             kept.save_acceptor(Q, Acceptor(50))
@@ -323,3 +328,31 @@ def test_a_closed_journal_takes_nothing(path):
     kept.close()
     with pytest.raises(OSError):
         kept.save_acceptor(P, Acceptor(1))
+
+
+def test_a_journal_that_forgot_nothing_needs_no_floor_when_the_chain_moves(path):
+    kept = Journal.open(path)
+    size = path.stat().st_size
+    kept.moving({P, Q})
+    assert path.stat().st_size == size
+    kept.close()
+
+
+def test_saves_from_several_threads_all_stay(path):
+    """A contribution is journaled by one thread while another one journals promises, and a third prunes."""
+    kept = Journal.open(path)
+
+    def promise(parent):
+        for ballot in range(60):
+            kept.save_acceptor(parent, Acceptor(ballot))
+
+    def contribute():
+        for _ in range(60):
+            kept.save_contribution(R, own(R))
+            kept.prune([P, Q, R], tip=P)
+
+    with ThreadPoolExecutor(3) as pool:
+        for job in [pool.submit(promise, P), pool.submit(promise, Q), pool.submit(contribute)]:
+            job.result()
+    kept.close()
+    assert reopen(path) == (kept.id, False, ({P: Acceptor(59), Q: Acceptor(59)}, {R: own(R)}))

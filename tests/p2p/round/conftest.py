@@ -289,7 +289,7 @@ class Swarm:
 
     def __init__(
         self, folder: Path, count: int, seed: int = 1, *, voters: int | None = None, start: int | None = None,
-        numel: int = NUMEL, **exchange: Any,
+        numel: int = NUMEL, rounds: int = 0, **exchange: Any,
     ) -> None:
         self.dice, self.now, self.queue, self.order, self.numel = random.Random(seed), 0.0, [], 0, numel
         self.loss, self.on_effect = 0.0, lambda peer, effect: None
@@ -314,7 +314,7 @@ class Swarm:
         outer = {"learning_rate": 0.7, "momentum": 0.9}
         draft = Draft.from_tree(
             {
-                "run": {"name": "t", "owner": names[0], "rounds": 0, "electorate": names[:voters]},
+                "run": {"name": "t", "owner": names[0], "rounds": rounds, "electorate": names[:voters]},
                 "exchange": settings,
                 "outer": outer,
             }

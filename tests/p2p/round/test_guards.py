@@ -3,9 +3,10 @@
 import dataclasses
 
 from atoll.p2p.round.effects import Send
+from atoll.p2p.round.synod import Proposer
 from atoll.protocol.certificate import Contribution
 from atoll.protocol.fork import Fork
-from atoll.protocol.messages import Propose, Voted
+from atoll.protocol.messages import Blob, BlobKind, Prepare, Promise, Propose, Voted
 from atoll.protocol.standing import Record, Standing
 
 
@@ -107,3 +108,79 @@ def test_a_contribution_names_its_journal(swarm):
     [first] = [entry.certificate for entry in group[0].history][:1]
     assert {c.journal for c in first.value.contributions} == {group[0].journal.id, group[1].journal.id}
     assert all(isinstance(c, Contribution) for c in first.value.contributions)
+
+
+def behind_a_fork(swarm):
+    """Two of four, at the moment when the first of them is behind the FORK that both have signed."""
+    group = swarm(4)
+    group.reach(1)
+    group.kill(group[0])
+    group.kill(group[1])
+    assert group.run(600, lambda: any(peer.round.tip.is_fork for peer in group.live()))
+    return group, *sorted([group[2], group[3]], key=lambda peer: not peer.round.tip.is_fork)
+
+
+def test_what_was_promised_under_a_base_means_nothing_behind_its_fork(swarm):
+    """Else a leader would take an old promise for a new one, and could propose beside what is certified there."""
+    group, one, other = behind_a_fork(swarm)
+    group.cut([one], [other])
+    decree, tip = one.round.decree, one.round.tip
+    ballot = tip.next_turn(one.id, max(decree.ballot, 0) + 1)
+    decree.proposer = Proposer(ballot)
+    stale = Promise(tip.base, ballot, other.journal.id, None)
+    one.do(one.round.receive(group.now, other.id, stale))
+    assert one.round.decree.proposer is None or other.id not in one.round.decree.proposer.promises
+    before = one.round.decree.acceptor
+    one.do(one.round.receive(group.now, tip.leader(ballot + 8), Prepare(tip.base, ballot + 8)))
+    assert one.round.decree.acceptor == before
+
+
+def test_bytes_of_another_kind_are_not_taken_for_what_is_wanted(swarm):
+    """The headers' kind decides whether bytes are hashed on arrival."""
+    group = swarm(2)
+    group.reach(1)
+    peer, digest = group[0], bytes([9]) * 32
+    peer.round.wants.need(BlobKind.RESULT, digest, [group[1].id], peer.round.tip.base, 0)
+    size = peer.round.shape.result_bytes[0]
+    assert peer.round.accepts(group[1].id, Blob(BlobKind.RESULT, digest, size, wanted=True))
+    assert not peer.round.accepts(group[1].id, Blob(BlobKind.MANIFEST, digest, size, wanted=True))
+    assert not peer.round.accepts(group[1].id, Blob(BlobKind.CHUNKS, digest, size, wanted=True))
+
+
+def test_results_damaged_on_the_disk_are_fetched_again(swarm):
+    """A power cut leaves empty files under right names; no CPU is to be blamed for that."""
+    group = swarm(3)
+    group.reach(1)
+    peer = group[2]
+    group.kill(peer)
+    group.reach(group[0].round.tip.round + 1, peers=[group[0], group[1]])
+    missed = next(entry.certificate for entry in group[0].history if entry.link.id not in peer.round.chain)
+    torn = missed.value.parts[0].digest
+    peer.blobs.put(BlobKind.RESULT, missed.value.parent, torn, b"")
+    peer.boot()
+    group.unite()
+    group.check_exactness()
+    assert "nondeterministic_cpu" not in peer.notes
+
+
+def test_what_is_overdue_is_due_now(swarm):
+    group = swarm(1)
+    group.run(1)
+    peer = group[0].round
+    late = max(peer.pace.next_heartbeat, peer._nudge_at) + 0.001
+    assert peer.deadline(late) <= late
+
+
+def test_who_has_finished_on_a_losing_lineage_still_follows_the_winning_one(swarm):
+    group = swarm(5, rounds=8)
+    group.reach(2)
+    pair, rest = [group[3], group[4]], [group[0], group[1], group[2]]
+    for peer in rest:
+        peer.step_s = 3.0
+    group.reach(3)
+    group.cut(pair, rest)
+    assert group.run(4000, lambda: all(peer.round.finished for peer in pair)), group.story(pair)
+    assert not any(peer.round.finished for peer in rest)
+    group.heal()
+    group.unite(seconds=8000)
+    assert not forks(pair[0])
