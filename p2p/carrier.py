@@ -38,6 +38,7 @@ from atoll.p2p.round.effects import (
     SendBlob,
     Step,
 )
+from atoll.p2p.round.exchange import Head
 from atoll.p2p.round.round import Round
 from atoll.p2p.run_store import LogEntry, RunStore
 from atoll.p2p.workshop import Workshop
@@ -166,11 +167,11 @@ class Carrier:
         now, base = time.monotonic(), self.round.tip.base
         if own is None:
             return
-        if all(self._blobs.size(name) is not None for name in (own.contribution.root, *own.leaves)):
-            c = own.contribution
+        c = own.contribution
+        if all(self._blobs.size(name) is not None for name in (c.root, *own.leaves)):
             self.do(self.round.contributed(now, base, c.root, c.tokens, own.leaves, c.journal))
-        else:  # a power cut took the bytes; the root stands, so nothing else can be contributed under this base
-            self.do(self.round.nothing_to_contribute(now, base))
+        else:  # a power cut took them
+            self.do(self.round.contribution_lost(now, base, Head(c.root, c.tokens, c.journal)))
 
     # Carrying out.
 

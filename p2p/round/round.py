@@ -180,6 +180,17 @@ class Round(Core):
             self.broadcast_ready(now)
         return self._advance(now)
 
+    def contribution_lost(self, now: float, base: Digest, head: Head) -> list[Effect]:
+        """The bytes of a journaled contribution are gone. The root stands, so there will be no other under this base:
+        it is announced, that the round may close, and nothing is sent.
+        """
+        if base == self.tip.base and self.me not in self.decree.exchange.heads:
+            self.decree.exchange.announce(self.me, head)
+            self.decree.empty = True
+            self.note_ready(now)
+            self.broadcast_ready(now)
+        return self._advance(now)
+
     def nothing_to_contribute(self, now: float, base: Digest) -> list[Effect]:
         """The trainer was asked to freeze and had taken no step under `base`."""
         if base == self.tip.base:

@@ -14,6 +14,7 @@ from atoll.p2p.round import effects
 from atoll.p2p.round import electorate as electorates
 from atoll.p2p.round.chain import Chain
 from atoll.p2p.round.effects import Effect
+from atoll.p2p.round.exchange import Head
 from atoll.p2p.round.round import Round
 from atoll.p2p.simulation.disk import Link
 from atoll.p2p.simulation.network import Meter
@@ -124,7 +125,7 @@ class Peer:
         if all(self.disk.blobs.size(name) is not None for name in (own[0].root, *own[1])):
             self._do(self.round.contributed(self.now, base, own[0].root, own[0].tokens, own[1], own[0].journal))
         else:  # a power cut took the bytes; the root stands
-            self._do(self.round.nothing_to_contribute(self.now, base))
+            self._do(self.round.contribution_lost(self.now, base, Head(own[0].root, own[0].tokens, own[0].journal)))
 
     def kill(self, *, told: bool) -> None:
         """As kill -9 does. `told`: its links close, so that the others get a hint."""
