@@ -112,6 +112,7 @@ class Exchange:
         self.excluded: set[tuple[PeerId, int]] = set()
         self.results: dict[tuple[int, PeerId], Result] = {}
         self._sent: set[tuple[PeerId, int, Digest]] = set()
+        self._to_send: list[int] = []  # own parts that may not have gone to their owners yet
         self._order = sending_order(base, me, shape.parts)
         self._reducing: set[int] = set()
         self._received_bytes: dict[PeerId, int] = {}
@@ -135,12 +136,14 @@ class Exchange:
             self.held[self.me, part] = Blob(
                 BlobKind.PART, digest, self.shape.part_bytes[part], self.base, self.me, root, part
             )
+        self._to_send = list(self._order)
 
     def begin(self, start: Start, now: float) -> None:
         """Follow a START. Raises MalformedError if it does not cover the parts."""
         self.owners = start.owner_of(self.shape.parts)
         self.start, self.started_at = start, now
         self._reducing.clear()
+        self._to_send = list(self._order)
 
     def reopen(self) -> None:
         """Another decree begins over the same contributions, behind a FORK: contributions and results are inherited."""
@@ -172,7 +175,7 @@ class Exchange:
             if leaves is None or len(leaves) != self.shape.parts:
                 raise MalformedError("a contribution's list of digests does not have one for each part")
             self.leaves[blob.digest] = leaves
-        elif blob.content is BlobKind.PART and blob.peer is not None:
+        elif blob.content is BlobKind.PART and blob.peer == sender:
             self.held.setdefault((blob.peer, blob.part), blob)
         elif blob.content is BlobKind.RESULT and blob.roots == tuple(dict.fromkeys(blob.roots)):
             self.results[blob.part, sender] = Result(blob.digest, blob.roots)
@@ -185,40 +188,44 @@ class Exchange:
     def forget_sent(self, peer: PeerId) -> None:
         """The link to `peer` broke: what was under way to it has to be sent again."""
         self._sent = {item for item in self._sent if item[0] != peer}
+        self._to_send = list(self._order)
 
     # What goes out.
 
     def sends(self, reachable: Callable[[PeerId], bool]) -> list[SendBlob]:
-        """Own parts to their owners, own results to everybody in the round; each once per link."""
+        """Own parts to their owners, each once per link."""
         out: list[SendBlob] = []
         head = self.heads.get(self.me)
-        if self.start is None:
+        if self.start is None or not self._to_send or head is None or head.root not in self.leaves:
             return out
-        if head is not None and head.root in self.leaves:
-            leaves = Blob(BlobKind.LEAVES, head.root, self.shape.leaves_bytes, self.base, self.me)
-            for part in self._order:
-                owner = self.owners[part]
-                if owner != self.me and reachable(owner):
-                    self._once(out, owner, leaves)
-                    self._once(out, owner, self.held[self.me, part])
+        leaves = Blob(BlobKind.LEAVES, head.root, self.shape.leaves_bytes, self.base, self.me)
+        later = []
+        for part in self._to_send:
+            owner = self.owners[part]
+            if owner == self.me:
+                continue
+            if reachable(owner):
+                self._once(out, owner, leaves)
+                self._once(out, owner, self.held[self.me, part])
+            else:
+                later.append(part)
+        self._to_send = later
         return out
+
+    def own_results(self) -> list[int]:
+        """Parts that this peer owns and has the result of."""
+        return [part for part, owner in enumerate(self.owners) if owner == self.me and (part, owner) in self.results]
 
     def spread(self, part: int, everybody: Iterable[PeerId]) -> list[SendBlob]:
         """Send this peer's own result of a part, to those who do not have it yet."""
         out: list[SendBlob] = []
-        result = self.results.get((part, self.me))
-        if result is not None:
-            blob = Blob(
-                BlobKind.RESULT,
-                result.digest,
-                self.shape.result_bytes[part],
-                self.base,
-                part=part,
-                roots=result.roots,
-            )
-            for peer in everybody:
-                if peer != self.me:
-                    self._once(out, peer, blob)
+        result = self.results[part, self.me]
+        lacking = [p for p in everybody if p != self.me and (p, part, result.digest) not in self._sent]
+        if lacking:
+            size = self.shape.result_bytes[part]
+            blob = Blob(BlobKind.RESULT, result.digest, size, self.base, part=part, roots=result.roots)
+            for peer in lacking:
+                self._once(out, peer, blob)
         return out
 
     def _once(self, out: list[SendBlob], to: PeerId, blob: Blob) -> None:

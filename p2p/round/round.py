@@ -399,10 +399,10 @@ class Round(Core):
             return
         self.out += exchange.sends(lambda peer: self.pace.present(peer, now))
         self.out += exchange.reductions(now, lambda peer: lead.may_contribute(self, peer, now))
-        everybody = [p for p in self.audience() if self.pace.present(p, now)]
-        for part, owner in enumerate(exchange.owners):
-            if owner == self.me:
-                self.out += exchange.spread(part, everybody)
+        finished = exchange.own_results()
+        everybody = [p for p in self.audience() if self.pace.present(p, now)] if finished else []
+        for part in finished:
+            self.out += exchange.spread(part, everybody)
 
     # Sending.
 
