@@ -49,14 +49,6 @@ def turn(order: tuple[PeerId, ...], peer: PeerId, at_least: int) -> int | None:
     return at_least + (order.index(peer) - at_least) % len(order) if peer in order else None
 
 
-def leader(parent: Digest, electorate: Electorate, ballot: int) -> PeerId:
-    return leads(leaders(parent, electorate), ballot)
-
-
-def next_turn(parent: Digest, electorate: Electorate, peer: PeerId, at_least: int) -> int | None:
-    return turn(leaders(parent, electorate), peer, at_least)
-
-
 # Who votes next.
 
 
