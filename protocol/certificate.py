@@ -2,7 +2,7 @@
 
 A `Value` is the whole outcome of a round: who contributed what, what each part's average is, who votes next, and the
 state that follows. A `Certificate` is a value with the votes of a quorum, all of one ballot. Its id covers parent and
-value only (DESIGN rule 5): two valid subsets of signatures are the same certificate. Certificates form the training log.
+value only (DESIGN rule 5): two valid subsets of signatures are the same certificate. Certificates are the training log.
 
 Who may vote and what a quorum is stands in `atoll.p2p.round.electorate`; here are only bytes and their bounds.
 """
