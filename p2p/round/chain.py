@@ -6,6 +6,8 @@ states are held wins stands in `lineage`. No IO; `run_store` keeps the path to t
 """
 
 import functools
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from atoll.p2p.round import electorate as electorates
@@ -129,21 +131,18 @@ class Chain:
 
     def lineage(self, name: Digest) -> list[Link]:
         """Links from genesis to `name`, oldest first."""
-        found: list[Link] = []
-        link = self._links.get(name)
-        while link is not None:
-            found.append(link)
-            link = self._links.get(parent_of(link))
-        return found[::-1]
+        return list(self._upwards(name))[::-1]
 
     def recent_links(self, name: Digest, most: int) -> list[Link]:
         """The last links up to `name`, newest first."""
-        found: list[Link] = []
+        return list(itertools.islice(self._upwards(name), most))
+
+    def _upwards(self, name: Digest) -> Iterator[Link]:
+        """Links from `name` up to genesis, newest first."""
         link = self._links.get(name)
-        while link is not None and len(found) < most:
-            found.append(link)
+        while link is not None:
+            yield link
             link = self._links.get(parent_of(link))
-        return found
 
     def on_path(self, name: Digest) -> bool:
         """Whether `name` is the tip or one of its ancestors."""
@@ -155,14 +154,9 @@ class Chain:
 
     def recent(self, name: Digest) -> frozenset[PeerId]:
         """Contributors named in the last K certificates up to `name`."""
-        found: set[PeerId] = set()
-        link, left = self._links.get(name), self.horizon
-        while link is not None and left > 0:
-            if isinstance(link, Certificate):
-                found.update(c.peer for c in link.value.contributions)
-                left -= 1
-            link = self._links.get(parent_of(link))
-        return frozenset(found)
+        certificates = (link for link in self._upwards(name) if isinstance(link, Certificate))
+        last = itertools.islice(certificates, self.horizon)
+        return frozenset(c.peer for certificate in last for c in certificate.value.contributions)
 
     # What is added.
 
